@@ -1,0 +1,1 @@
+"""llmrec: fine-tune language models into generative recommenders with semantic IDs."""

@@ -1,0 +1,1 @@
+"""Catalogues, interactions, histories and splits."""

@@ -1,0 +1,1 @@
+"""Alignment tasks: generators of examples that tie words, histories and SIDs together."""
