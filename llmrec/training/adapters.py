@@ -1,0 +1,75 @@
+"""LoRA, QLoRA and rows-only training that keep the new SID rows."""
+
+from collections.abc import Sequence
+
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.utils.other import TrainableTokensWrapper
+from transformers import PreTrainedModel
+
+from llmrec.errors import InputError
+from llmrec.training.rows import is_tied
+from llmrec.vocab import SIDVocab
+
+
+def let_trl_read_wrapped_heads() -> None:
+    """Give PEFT's wrapper of an output head the ``bias`` that TRL's fused head reads (TRL 1.16 fails without it)."""
+    if not hasattr(TrainableTokensWrapper, "bias"):
+        TrainableTokensWrapper.bias = property(  # type: ignore[attr-defined]
+            lambda self: getattr(self.original_module, "bias", None)
+        )
+
+
+def table_names(model: PreTrainedModel) -> list[str]:
+    """Return the last name of the input embedding module, and of the head where its rows are its own."""
+    tables = [model.get_input_embeddings()]
+    if not is_tied(model):
+        tables.append(model.get_output_embeddings())
+    names = []
+    for table in tables:
+        found = [name.rpartition(".")[2] for name, module in model.named_modules() if module is table]
+        names.append(found[0])
+    return names
+
+
+def attach_adapter(
+    model: PreTrainedModel,
+    vocab: SIDVocab,
+    *,
+    method: str,
+    rank: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+) -> PeftModel:
+    """Wrap a model so that its SID rows train in the input and in the output, with LoRA matrices or alone.
+
+    Args:
+        model: a model whose tables hold the SID tokens.
+        vocab: which rows are new.
+        method: ``lora`` or ``qlora`` (LoRA on all linear layers but the head, plus the rows), or ``new_rows``.
+        rank: of the LoRA matrices.
+        alpha: LoRA scale.
+        dropout: before the LoRA matrices.
+        target_modules: modules that get LoRA; None takes all linear layers but the head.
+
+    Raises:
+        InputError: another method.
+    """
+    let_trl_read_wrapped_heads()
+    rows = vocab.trainable_token_indices
+    names = table_names(model)
+    if method == "new_rows":
+        config = TrainableTokensConfig(token_indices=rows, target_modules=names)
+    elif method in ("lora", "qlora"):
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=list(target_modules) if target_modules else "all-linear",
+            # The dict form: a plain list would leave an untied head's new rows untrained, without a word.
+            trainable_token_indices={name: rows for name in names},
+        )
+    else:
+        raise InputError(f"method: {method!r} needs no adapter; choose lora, qlora or new_rows")
+    return get_peft_model(model, config)

@@ -1,0 +1,133 @@
+"""What a training recipe can be told, in YAML or by flag."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from llmrec.data.folder import PROTOCOLS
+from llmrec.errors import InputError
+
+METHODS = ("full", "lora", "qlora", "new_rows")
+SUPERVISE = ("history", "row")
+PROMPTS = ("plain", "chat")
+SID_INITS = ("mean", "text")
+
+
+def parse_mapping(value: dict[str, Any] | str | None, name: str) -> dict[str, Any]:
+    """Return a dict field that came as a YAML mapping or as a flag's JSON text.
+
+    Raises:
+        InputError: text that is no JSON object.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--{name} {value!r}: not a JSON object ({error}); write --{name} '{{\"key\": 1}}'") from error
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{name}: expected a mapping, found {value!r}")
+    return value or {}
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: {value!r}; choose one of {', '.join(choices)}")
+
+
+@dataclass
+class RecipeArguments:
+    """Data, SIDs, model and tasks of a training run; how it is optimised stands in `SFTRecipeConfig`.
+
+    Raises:
+        InputError: a value outside its choices or range.
+    """
+
+    dataset: str = field(metadata={"help": "Dataset folder, as data_prep/ writes it."})
+    sids: str = field(metadata={"help": "SID folder, as data_prep/learn_sids.py writes it."})
+    model: str = field(
+        default="small-qwen3",
+        metadata={"help": "Hub id or path of a causal LM; tiny-qwen3 or small-qwen3 are built from a config."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Hub revision of the model."})
+    model_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Config fields that override those of tiny-qwen3 or small-qwen3."}
+    )
+    text_vocab_size: int = field(
+        default=1024, metadata={"help": "Text tokens of a tokenizer trained on the catalogue (built models only)."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Dtype in which a pretrained model is loaded."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention backend, as transformers names it."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code from the hub repository; read it before you allow it."}
+    )
+    method: str = field(default="full", metadata={"help": "What trains: full, lora, qlora or new_rows."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale; the update is multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get LoRA; all linear layers but the head when not given."}
+    )
+    sid_init: str = field(default="mean", metadata={"help": "How SID rows start: mean or text."})
+    residual_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the embeddings and on what each attention and MLP block adds."}
+    )
+    protocol: str | None = field(
+        default=None, metadata={"help": "leave_one_out, temporal or provided; the dataset's own when not given."}
+    )
+    max_history: int = field(default=20, metadata={"help": "Most recent items that a prompt keeps."})
+    supervise: str = field(
+        default="history",
+        metadata={"help": "next_item rows: history = one row a user, every position a target; row = one row a target."},
+    )
+    prompt: str = field(default="plain", metadata={"help": "Prompt form: plain or chat."})
+    domain: str | None = field(default=None, metadata={"help": "Phrase for the items in prompts; the dataset's when not given."})
+    tasks: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "Task weights; 1.0 = each of its examples once an epoch. Default next_item: 1.0."}
+    )
+    eval_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of Recall and NDCG."})
+    eval_beams: int = field(default=20, metadata={"help": "Beams of the validation during training."})
+    eval_users: int | None = field(
+        default=1000, metadata={"help": "Validation rows scored during training, a seeded sample; all when null."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete another run in output_dir and start anew."})
+
+    def __post_init__(self) -> None:
+        _choose("method", self.method, METHODS)
+        _choose("supervise", self.supervise, SUPERVISE)
+        _choose("prompt", self.prompt, PROMPTS)
+        _choose("sid_init", self.sid_init, SID_INITS)
+        if self.protocol is not None:
+            _choose("protocol", self.protocol, PROTOCOLS)
+        if self.supervise == "history" and self.prompt == "chat":
+            raise InputError(
+                "supervise: history with prompt: chat would train other conditionals than the ones decoded; use "
+                "supervise: row, or prompt: plain"
+            )
+        if not 0.0 <= self.residual_dropout < 1.0:
+            raise InputError(f"residual_dropout: {self.residual_dropout}; it lies in [0, 1)")
+        if self.max_history < 1:
+            raise InputError(f"max_history: {self.max_history}; a prompt keeps at least 1 item")
+        if self.eval_users is not None and self.eval_users < 1:
+            raise InputError(f"eval_users: {self.eval_users}; at least 1, or null for all")
+        if not self.eval_ks or min(self.eval_ks) < 1 or max(self.eval_ks) > self.eval_beams:
+            raise InputError(f"eval_ks: {self.eval_ks}; each lies between 1 and eval_beams ({self.eval_beams})")
+        self.model_config = parse_mapping(self.model_config, "model_config")
+        self.tasks = {name: float(weight) for name, weight in parse_mapping(self.tasks, "tasks").items()} or {
+            "next_item": 1.0
+        }
+        for name, weight in self.tasks.items():
+            if weight <= 0:
+                raise InputError(f"tasks: {name} has weight {weight}; a weight is above 0, leave the task out instead")
+
+
+@dataclass
+class SFTRecipeConfig(SFTConfig):
+    """TRL's `SFTConfig`; where bf16 is not set it is on with a CUDA device and off without one."""
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.cuda.is_available() and not self.use_cpu
+        super().__post_init__()

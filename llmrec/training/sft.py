@@ -1,0 +1,45 @@
+"""Supervised fine-tuning on TRL's trainer: validation by recommendation, checkpoints that are bundles."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trl import SFTTrainer
+
+from llmrec.training.validation import Validation
+
+
+class RecommenderSFTTrainer(SFTTrainer):
+    """`SFTTrainer` that scores recommendations at each evaluation and saves whole bundles.
+
+    Args:
+        *args: as `SFTTrainer` takes them.
+        validation: scores the model at each evaluation, beside the loss; its ``eval_recall@k`` and ``eval_ndcg@k`` can
+            be named by ``metric_for_best_model``.
+        save_sidecars: writes what belongs beside the weights (tokenizer, SID table, manifest) into a folder.
+        **kwargs: as `SFTTrainer` takes them.
+    """
+
+    def __init__(
+        self, *args: Any, validation: Validation | None, save_sidecars: Callable[[Path], None], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._validation = validation
+        self._save_sidecars = save_sidecars
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Return the loss and token metrics of `SFTTrainer`, and Recall and NDCG over the whole catalogue."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._validation is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            found = self._validation.metrics(model, self.accelerator, prefix=metric_key_prefix)
+            self.log(dict(found))
+            metrics.update(found)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self._save_sidecars(Path(output_dir or self.args.output_dir))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: the bundle's own card is written when the run ends."""

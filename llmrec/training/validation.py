@@ -1,0 +1,68 @@
+"""Recall and NDCG on validation rows while a model trains."""
+
+import random
+from collections.abc import Sequence
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from llmrec.data.splits import History
+from llmrec.decoding.recommender import LLMRecommender
+from llmrec.evaluation.evaluator import evaluate
+from llmrec.evaluation.metrics import ndcg_at, recall_at
+from llmrec.tasks.prompt import PromptForm
+from llmrec.vocab import SIDVocab
+
+
+class Validation:
+    """Ranks the targets of validation rows over the whole catalogue with constrained beam search.
+
+    Args:
+        rows: validation rows.
+        users: most rows to score, a seeded sample; None scores all.
+        tokenizer: with the SID tokens.
+        vocab: the SIDs.
+        form: how prompts are written.
+        ks: cut-offs.
+        num_beams: beams; at least the largest cut-off.
+        seed: of the sample.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[History],
+        *,
+        users: int | None,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab: SIDVocab,
+        form: PromptForm,
+        ks: Sequence[int],
+        num_beams: int,
+        seed: int,
+    ) -> None:
+        if users is not None and users < len(rows):
+            rows = [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), users))]
+        self.rows = list(rows)
+        self.tokenizer, self.vocab, self.form = tokenizer, vocab, form
+        self.ks, self.num_beams = list(ks), num_beams
+
+    def metrics(self, model: nn.Module, accelerator: Accelerator, *, prefix: str = "eval") -> dict[str, float]:
+        """Return ``{prefix}_recall@k`` and ``{prefix}_ndcg@k``; processes share the rows and all get the same numbers."""
+        share = self.rows[accelerator.process_index :: accelerator.num_processes]
+        recommender = LLMRecommender(
+            model, self.tokenizer, self.vocab, self.form, num_beams=self.num_beams  # type: ignore[arg-type]
+        )
+        ranks: list[int] = []
+        if share:
+            found = evaluate(
+                recommender, share, items=len(self.vocab), ks=self.ks, progress=accelerator.is_main_process
+            )
+            ranks = found.ranks.tolist()
+        ranks = gather_object(ranks)
+        metrics = {}
+        for k in self.ks:
+            metrics[f"{prefix}_recall@{k}"] = float(recall_at(ranks, k).mean())
+            metrics[f"{prefix}_ndcg@{k}"] = float(ndcg_at(ranks, k).mean())
+        return metrics
