@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec.artifacts import check_hash, file_sha256, made_by, read_json, whole_folder, write_json
@@ -17,6 +18,7 @@ from llmrec.errors import InputError
 
 FORMAT_VERSION = 1
 PROTOCOLS = (*SPLITS, "provided")
+_OWN_NAMES = {"items.parquet", "interactions.parquet", "manifest.json", "splits"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,25 @@ class DatasetFolder:
         return SPLITS[protocol](self.interactions, max_history=max_history)
 
 
+def check_free(path: str | Path) -> None:
+    """Check that a dataset may be written to the folder ``path``; importers ask before they read anything.
+
+    Raises:
+        InputError: ``path`` is a file, or holds anything else than a dataset.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; a dataset needs a folder, choose another --out")
+    if path.is_dir() and any(path.iterdir()) and not (path / "manifest.json").is_file():
+        raise InputError(f"{path}: holds files but no manifest.json, so it is no dataset folder; choose another --out")
+    keep = [child for child in path.iterdir() if child.name not in _OWN_NAMES] if path.is_dir() else []
+    if keep:
+        raise InputError(
+            f"{path}: holds {keep[0].name} beside the dataset; what was built on the old import would no longer fit: "
+            "remove the folder or choose another --out"
+        )
+
+
 def write_dataset(
     path: str | Path,
     *,
@@ -106,14 +127,7 @@ def write_dataset(
     for key in ("name", "domain", "source", "licence", "times"):
         if key not in manifest:
             raise InputError(f"dataset manifest: no {key!r}; every dataset folder states it")
-    if path.is_dir() and any(path.iterdir()) and not (path / "manifest.json").is_file():
-        raise InputError(f"{path}: holds files but no manifest.json, so it is no dataset folder; choose another --out")
-    keep = [child for child in path.iterdir() if child.name not in _OWN_NAMES] if path.is_dir() else []
-    if keep:
-        raise InputError(
-            f"{path}: holds {keep[0].name} beside the dataset; what was built on the old import would no longer fit: "
-            "remove the folder or choose another --out"
-        )
+    check_free(path)
     with whole_folder(path) as part:
         ids = pa.array(catalog.item_ids, pa.string())
         columns = {name: pa.array(values, pa.string()) for name, values in catalog.columns.items()}
@@ -160,9 +174,6 @@ def write_dataset(
     return path
 
 
-_OWN_NAMES = {"items.parquet", "interactions.parquet", "manifest.json", "splits"}
-
-
 def _read_table(path: Path, required: Mapping[str, pa.DataType], manifest: Mapping[str, Any], key: str) -> pa.Table:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the dataset folder is half written, import it again")
@@ -183,7 +194,7 @@ def _read_table(path: Path, required: Mapping[str, pa.DataType], manifest: Mappi
 
 def _rows_of(names: pa.ChunkedArray, known: Sequence[str], path: Path, what: str) -> np.ndarray:
     """Numbers of ``names`` in ``known``; an unknown one is an error that names it and its row."""
-    found = pa.compute.index_in(names, value_set=pa.array(known, pa.string()))
+    found = pc.index_in(names, value_set=pa.array(known, pa.string()))
     if found.null_count:
         row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
         raise InputError(f"{path}: row {row} names {what} {names[row].as_py()!r}, which the dataset does not hold")
@@ -222,7 +233,7 @@ def load_dataset(path: str | Path) -> DatasetFolder:
     catalog = Catalog(tuple(items.column("item_id").to_pylist()), columns)
     required = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
     table = _read_table(inter_path, required, manifest, "interactions.parquet")
-    user_ids = tuple(pa.compute.unique(table.column("user_id")).to_pylist())
+    user_ids = tuple(pc.unique(table.column("user_id")).to_pylist())
     try:
         interactions = Interactions(
             user_ids,
