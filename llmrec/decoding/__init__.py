@@ -1,0 +1,1 @@
+"""Trie, constrained beam search, and the recommender that puts item ids in and out."""

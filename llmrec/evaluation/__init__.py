@@ -1,0 +1,1 @@
+"""Metrics, the evaluator, significance and result files."""
