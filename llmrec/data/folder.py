@@ -153,9 +153,7 @@ def write_dataset(
                     [("user_id", pa.string()), ("history", pa.list_(pa.string())), ("target", pa.string())]
                 )
                 pq.write_table(pa.table(split, schema), part / "splits" / f"{name}.parquet")
-        files = {
-            str(file.relative_to(part)): file_sha256(file) for file in sorted(part.rglob("*")) if file.is_file()
-        }
+        files = {str(file.relative_to(part)): file_sha256(file) for file in sorted(part.rglob("*")) if file.is_file()}
         counts = {
             "users": len(interactions.user_ids),
             "items": len(catalog),
@@ -194,7 +192,7 @@ def _read_table(path: Path, required: Mapping[str, pa.DataType], manifest: Mappi
 
 def _rows_of(names: pa.ChunkedArray, known: Sequence[str], path: Path, what: str) -> np.ndarray:
     """Numbers of ``names`` in ``known``; an unknown one is an error that names it and its row."""
-    found = pc.index_in(names, value_set=pa.array(known, pa.string()))
+    found = pc.index_in(names, value_set=pa.array(known, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
     if found.null_count:
         row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
         raise InputError(f"{path}: row {row} names {what} {names[row].as_py()!r}, which the dataset does not hold")
@@ -233,7 +231,7 @@ def load_dataset(path: str | Path) -> DatasetFolder:
     catalog = Catalog(tuple(items.column("item_id").to_pylist()), columns)
     required = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
     table = _read_table(inter_path, required, manifest, "interactions.parquet")
-    user_ids = tuple(pc.unique(table.column("user_id")).to_pylist())
+    user_ids = tuple(table.column("user_id").unique().to_pylist())
     try:
         interactions = Interactions(
             user_ids,

@@ -1,6 +1,7 @@
 """Who took what, and when: sorted by user and time, ties in file order."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Interactions:
             if values is not None and len(values) != count:
                 raise InputError(f"interactions: {name} has {len(values)} rows, users has {count}")
         if count == 0:
-            raise InputError("interactions: there are none; check the filters (k-core, rating threshold) of the import")
+            raise InputError("interactions: none are left; check the filters (k-core, rating threshold) of the import")
         user_step = np.diff(self.users)
         if (user_step < 0).any() or ((user_step == 0) & (np.diff(self.timestamps) < 0)).any():
             raise InputError("interactions: not sorted by user and time; build them with Interactions.sort")
@@ -70,7 +71,7 @@ class Interactions:
         """Return each user's item rows, oldest first, in user order."""
         starts = self.user_starts()
         items = self.items.tolist()
-        return [tuple(items[start:stop]) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+        return [tuple(items[start:stop]) for start, stop in pairwise(starts.tolist())]
 
 
 def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:

@@ -41,8 +41,8 @@ class Catalog:
         for row, title in enumerate(self.columns["title"]):
             if not title.strip():
                 raise InputError(
-                    f"catalogue: item {self.item_ids[row]!r} (row {row}) has a blank title; the importers put its brand "
-                    "and categories there, or its id"
+                    f"catalogue: item {self.item_ids[row]!r} (row {row}) has a blank title; the importers put its "
+                    "brand and categories there, or its id"
                 )
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Catalog:
         return text_sha256(*self.item_ids)
 
     def texts(self, columns: Sequence[str]) -> list[str]:
-        """Return one text an item: its non-blank values of ``columns`` joined by ``". "``; the title when all are blank.
+        """Return one text an item: its non-blank values of ``columns`` joined by ``". "``, else its title.
 
         Raises:
             InputError: a column that the catalogue lacks.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class History:
 
     def __post_init__(self) -> None:
         if not self.items:
-            raise InputError(f"history of user {self.user}: it is empty; a row needs at least one item before its target")
+            raise InputError(f"history of user {self.user}: it is empty; a row needs an item before its target")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Splits:
             raise InputError(f"split {split!r}: choose one of {', '.join(SPLIT_NAMES)}")
         rows = getattr(self, split)
         if not rows:
-            raise InputError(f"split {split!r} of protocol {self.protocol!r} has no rows; the dataset is too small for it")
+            raise InputError(f"split {split!r} of protocol {self.protocol!r} has no rows; the dataset is too small")
         return rows
 
 
@@ -128,7 +129,7 @@ def temporal(interactions: Interactions, *, max_history: int | None = None) -> S
     # A first item is known from the start, but it is a training interaction only if it is not later than the cut.
     training &= interactions.timestamps <= interactions.timestamps[targets[cuts[0] - 1]]
     sequences = []
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in pairwise(starts.tolist()):
         known = interactions.items[start:stop][training[start:stop]]
         if len(known):
             sequences.append(tuple(known.tolist()))
