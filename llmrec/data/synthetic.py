@@ -173,7 +173,7 @@ def _popularity(cluster_of: np.ndarray, process: Process, rng: np.random.Generat
     popularity = np.empty(process.items)
     for cluster in range(process.clusters):
         members = rng.permutation(np.flatnonzero(cluster_of == cluster))
-        weights = np.arange(1, len(members) + 1) ** -process.exponent
+        weights = np.arange(1.0, len(members) + 1) ** -process.exponent
         popularity[members] = weights / weights.sum()
     return popularity
 
