@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmrec.errors import InputError
 from llmrec.sids.table import SIDTable
@@ -106,4 +106,5 @@ def add_sid_tokens(tokenizer: PreTrainedTokenizerBase, table: SIDTable) -> int:
             f"tokenizer: it holds {clash[0]!r} already ({len(clash)} of {len(tokens)} SID tokens); start from the base "
             "model, or load the bundle with its own SID table"
         )
-    return tokenizer.add_tokens(tokens)
+    # Not normalized: a tokenizer that prepends or folds text (Llama, T5) must still find the tokens as they are.
+    return tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmrec.data.items import Catalog
 from llmrec.data.splits import History
@@ -49,7 +50,11 @@ def mix_tasks(
         examples = list(resolve(name, TASKS, "task")(catalog, vocab, histories, rng))
         if not examples:
             raise InputError(f"tasks: {name} gives no examples on this dataset; leave it out")
-        whole, part = divmod(weight, 1.0)
-        mixed.extend(examples * int(whole))
-        mixed.extend(rng.sample(examples, round(part * len(examples))))
+        mixed.extend(repeat_by_weight(examples, weight, rng))
     return mixed
+
+
+def repeat_by_weight(values: Sequence[Any], weight: float, rng: random.Random) -> list[Any]:
+    """Return each value ``floor(weight)`` times, and the fraction that is left as a random sample without repeats."""
+    whole, part = divmod(weight, 1.0)
+    return [*list(values) * int(whole), *rng.sample(list(values), round(part * len(values)))]

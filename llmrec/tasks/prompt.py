@@ -48,9 +48,9 @@ class PromptForm:
                 raise InputError(f"prompt template of task {task!r}: no {{prompt}} in {template!r}")
 
     @classmethod
-    def chat(cls, *, domain: str, max_history: int) -> "PromptForm":
-        """Return the chat form with this package's templates."""
-        return cls("chat", domain, CHAT_TEMPLATES, max_history)
+    def named(cls, kind: str, *, domain: str, max_history: int) -> "PromptForm":
+        """Return the form ``plain``, without templates, or ``chat``, with this package's."""
+        return cls(kind, domain, CHAT_TEMPLATES if kind == "chat" else {}, max_history)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``llmrec.json`` holds of it."""

@@ -60,9 +60,6 @@ class RecipeArguments:
     )
     dtype: str = field(default="float32", metadata={"help": "Dtype in which a pretrained model is loaded."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention backend, as transformers names it."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code from the hub repository; read it before you allow it."}
-    )
     method: str = field(default="full", metadata={"help": "What trains: full, lora, qlora or new_rows."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale; the update is multiplied by alpha / r."})
@@ -89,8 +86,8 @@ class RecipeArguments:
     )
     eval_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of Recall and NDCG."})
     eval_beams: int = field(default=20, metadata={"help": "Beams of the validation during training."})
-    eval_users: int | None = field(
-        default=1000, metadata={"help": "Validation rows scored during training, a seeded sample; all when null."}
+    eval_users: int = field(
+        default=1000, metadata={"help": "Validation rows scored during training, a seeded sample; 0 scores all."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete another run in output_dir and start anew."})
 
@@ -110,8 +107,8 @@ class RecipeArguments:
             raise InputError(f"residual_dropout: {self.residual_dropout}; it lies in [0, 1)")
         if self.max_history < 1:
             raise InputError(f"max_history: {self.max_history}; a prompt keeps at least 1 item")
-        if self.eval_users is not None and self.eval_users < 1:
-            raise InputError(f"eval_users: {self.eval_users}; at least 1, or null for all")
+        if self.eval_users < 0:
+            raise InputError(f"eval_users: {self.eval_users}; at least 1, or 0 for all")
         if not self.eval_ks or min(self.eval_ks) < 1 or max(self.eval_ks) > self.eval_beams:
             raise InputError(f"eval_ks: {self.eval_ks}; each lies between 1 and eval_beams ({self.eval_beams})")
         self.model_config = parse_mapping(self.model_config, "model_config")

@@ -1,13 +1,17 @@
 """From examples and sequences to token rows with labels: the only tokenisation that training sees."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from llmrec.data.items import Catalog
+from llmrec.data.splits import Splits
 from llmrec.errors import InputError
 from llmrec.tasks.example import Example
+from llmrec.tasks.mixture import mix_tasks, repeat_by_weight
 from llmrec.tasks.prompt import PromptForm, end_token_id, start_token_id
 from llmrec.vocab import SIDVocab
 
@@ -79,24 +83,68 @@ def encode_sequences(
             supervised = first + len(window)
 
 
-def to_dataset(rows: Iterable[TokenRow], *, description: str, total: int | None = None, progress: bool = True) -> Dataset:
+def training_rows(
+    splits: Splits,
+    *,
+    tasks: Mapping[str, float],
+    supervise: str,
+    catalog: Catalog,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab: SIDVocab,
+    form: PromptForm,
+    max_length: int | None,
+    seed: int,
+    progress: bool = True,
+) -> Dataset:
+    """Return the training set: the tasks mixed by weight, tokenised.
+
+    Args:
+        splits: training rows and sequences.
+        tasks: weight by task name.
+        supervise: ``history`` makes ``next_item`` one row a sequence, ``row`` one row a target.
+        catalog: the items.
+        tokenizer: with the SID tokens.
+        vocab: the SIDs.
+        form: how prompts are written.
+        max_length: most tokens of a row; None allows any.
+        seed: of the mixture.
+        progress: whether to show a bar.
+
+    Raises:
+        InputError: as `mix_tasks`, `encode_examples` and `to_dataset` say.
+    """
+    rows: list[TokenRow] = []
+    others = dict(tasks)
+    if supervise == "history" and "next_item" in others:
+        sequences = encode_sequences(
+            splits.sequences, tokenizer=tokenizer, vocab=vocab, max_history=form.max_history
+        )
+        rows = repeat_by_weight(list(sequences), others.pop("next_item"), random.Random(f"{seed}/next_item"))
+        longest = max((len(row["input_ids"]) for row in rows), default=0)
+        if max_length is not None and longest > max_length:
+            raise InputError(
+                f"supervise: history: a row has {longest} tokens, max_length is {max_length}; raise max_length or lower "
+                "max_history"
+            )
+    if others:
+        examples = mix_tasks(others, catalog=catalog, vocab=vocab, histories=splits.train, seed=seed)
+        encoded = encode_examples(examples, tokenizer=tokenizer, form=form, max_length=max_length)
+        bar = tqdm(encoded, "training examples", len(examples), unit="row", disable=not progress, mininterval=0.5)
+        rows.extend(bar)
+    return to_dataset(rows, what="training")
+
+
+def to_dataset(rows: Iterable[TokenRow], *, what: str) -> Dataset:
     """Collect token rows into a dataset with columns ``input_ids`` and ``labels``.
 
     Args:
         rows: token rows.
-        description: of the progress bar.
-        total: rows to expect, for the bar.
-        progress: whether to show the bar.
+        what: whose rows they are, for the error message.
 
     Raises:
-        InputError: no rows at all, or none with a label.
+        InputError: no row has a label.
     """
-    columns: TokenRow | dict[str, list] = {"input_ids": [], "labels": []}
-    labelled = False
-    for row in tqdm(rows, desc=description, total=total, unit="row", disable=not progress, mininterval=0.5):
-        columns["input_ids"].append(row["input_ids"])  # type: ignore[arg-type]
-        columns["labels"].append(row["labels"])  # type: ignore[arg-type]
-        labelled = labelled or any(label != IGNORED for label in row["labels"])
-    if not labelled:
-        raise InputError(f"{description}: no row has a label to learn; the dataset needs users with 2 training items")
-    return Dataset.from_dict(columns)
+    rows = list(rows)
+    if not any(label != IGNORED for row in rows for label in row["labels"]):
+        raise InputError(f"{what} rows: none has a label to learn; the dataset needs users with 2 training items")
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in ("input_ids", "labels")})

@@ -50,7 +50,9 @@ class Prepared:
     vocab_rows: int
 
 
-def prepare_model(arguments: RecipeArguments, table: SIDTable, catalog: Catalog, *, seed: int) -> Prepared:
+def prepare_model(
+    arguments: RecipeArguments, table: SIDTable, catalog: Catalog, *, seed: int, trust_remote_code: bool = False
+) -> Prepared:
     """Load or build the model, add the SID tokens, start their rows, and attach the adapter.
 
     Args:
@@ -58,6 +60,7 @@ def prepare_model(arguments: RecipeArguments, table: SIDTable, catalog: Catalog,
         table: the SIDs.
         catalog: trains the tokenizer of a built model, and gives the words for ``sid_init: text``.
         seed: of the new rows.
+        trust_remote_code: run model code from the hub repository; read it before you allow it.
 
     Raises:
         InputError: a built model with an adapter method, a model that cannot be loaded, an encoder-decoder, or a
@@ -68,14 +71,14 @@ def prepare_model(arguments: RecipeArguments, table: SIDTable, catalog: Catalog,
         raise InputError(
             f"method: {arguments.method} adapts pretrained weights, and {arguments.model} has none; use method: full"
         )
-    tokenizer = _build_tokenizer(arguments, catalog) if built else _load_tokenizer(arguments)
+    tokenizer = _build_tokenizer(arguments, catalog) if built else _load_tokenizer(arguments, trust_remote_code)
     add_sid_tokens(tokenizer, table)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if built:
         model = _build_model(arguments, tokenizer)
     else:
-        model = _load_model(arguments)
+        model = _load_model(arguments, trust_remote_code)
     vocab = SIDVocab(tokenizer, table)
     rows = grow_rows(model, tokenizer)
     init_sid_rows(model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed)
@@ -130,10 +133,10 @@ def parse_model_config(arguments: RecipeArguments) -> dict[str, Any]:
     return overrides
 
 
-def _load_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
+def _load_tokenizer(arguments: RecipeArguments, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(
-            arguments.model, revision=arguments.model_revision, trust_remote_code=arguments.trust_remote_code
+            arguments.model, revision=arguments.model_revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise InputError(
@@ -142,7 +145,7 @@ def _load_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _load_model(arguments: RecipeArguments) -> PreTrainedModel:
+def _load_model(arguments: RecipeArguments, trust_remote_code: bool) -> PreTrainedModel:
     quantization = None
     if arguments.method == "qlora":
         quantization = BitsAndBytesConfig(
@@ -158,7 +161,7 @@ def _load_model(arguments: RecipeArguments) -> PreTrainedModel:
             dtype=getattr(torch, arguments.dtype),
             attn_implementation=arguments.attn_implementation,
             quantization_config=quantization,
-            trust_remote_code=arguments.trust_remote_code,
+            trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:

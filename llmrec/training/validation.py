@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -21,7 +23,7 @@ class Validation:
 
     Args:
         rows: validation rows.
-        users: most rows to score, a seeded sample; None scores all.
+        users: most rows to score, a seeded sample; 0 scores all.
         tokenizer: with the SID tokens.
         vocab: the SIDs.
         form: how prompts are written.
@@ -34,7 +36,7 @@ class Validation:
         self,
         rows: Sequence[History],
         *,
-        users: int | None,
+        users: int,
         tokenizer: PreTrainedTokenizerBase,
         vocab: SIDVocab,
         form: PromptForm,
@@ -42,7 +44,7 @@ class Validation:
         num_beams: int,
         seed: int,
     ) -> None:
-        if users is not None and users < len(rows):
+        if 0 < users < len(rows):
             rows = [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), users))]
         self.rows = list(rows)
         self.tokenizer, self.vocab, self.form = tokenizer, vocab, form
@@ -54,15 +56,29 @@ class Validation:
         recommender = LLMRecommender(
             model, self.tokenizer, self.vocab, self.form, num_beams=self.num_beams  # type: ignore[arg-type]
         )
-        ranks: list[int] = []
+        own: list[int] = []
         if share:
             found = evaluate(
                 recommender, share, items=len(self.vocab), ks=self.ks, progress=accelerator.is_main_process
             )
-            ranks = found.ranks.tolist()
-        ranks = gather_object(ranks)
+            own = found.ranks.tolist()
+        ranks = np.asarray(gather_object(own))
         metrics = {}
         for k in self.ks:
             metrics[f"{prefix}_recall@{k}"] = float(recall_at(ranks, k).mean())
             metrics[f"{prefix}_ndcg@{k}"] = float(ndcg_at(ranks, k).mean())
         return metrics
+
+    def row(self, model: nn.Module, accelerator: Accelerator, *, dataset: str, protocol: str) -> dict[str, Any]:
+        """Return the validation metrics as a row of the bundle's manifest."""
+        found = self.metrics(model, accelerator)
+        return {
+            "dataset": dataset,
+            "split": "valid",
+            "protocol": protocol,
+            "exclude_seen": False,
+            "score": "full",
+            "num_beams": self.num_beams,
+            "users": len(self.rows),
+            "metrics": {name.removeprefix("eval_"): value for name, value in found.items()},
+        }

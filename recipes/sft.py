@@ -1,0 +1,127 @@
+"""Supervised fine-tuning: a dataset folder and its SIDs in, a bundle out.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/configs/office/sft_small-qwen3_full.yaml
+
+Two processes on a CPU need torchrun (``accelerate launch --cpu --num_processes 2`` would start one):
+
+torchrun --nproc_per_node 2 recipes/sft.py --config recipes/configs/office/sft_small-qwen3_full.yaml
+
+Every key of the YAML is a flag too. A killed run goes on from its last checkpoint when it is started again.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+
+from llmrec.data.folder import load_dataset
+from llmrec.errors import run_command
+from llmrec.hub import INFO_FILE, save_card, save_sidecars
+from llmrec.launch import check_launch
+from llmrec.sids.table import SIDTable
+from llmrec.tasks.mixture import mix_tasks
+from llmrec.tasks.prompt import PromptForm
+from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.examples import encode_examples, to_dataset, training_rows
+from llmrec.training.finish import describe_run, run_identity, training_popularity
+from llmrec.training.model import prepare_model
+from llmrec.training.parser import parse_recipe
+from llmrec.training.run_folder import claim_run_folder
+from llmrec.training.sft import RecommenderSFTTrainer
+from llmrec.training.validation import Validation
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, keep the checkpoint that is best on validation, and write the bundle."""
+    check_launch()
+    arguments, training = parse_recipe(argv, RecipeArguments, SFTRecipeConfig)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_seed(training.seed)
+
+    # Data
+    dataset = load_dataset(arguments.dataset)
+    splits = dataset.split(arguments.protocol, max_history=arguments.max_history)
+    table = SIDTable.load(arguments.sids)
+    table.check_catalog(dataset.catalog.hash, path=arguments.sids)
+    identity = run_identity(arguments, training, dataset=dataset, table=table, protocol=splits.protocol)
+    checkpoint = [None]
+    state = PartialState()
+    if state.is_main_process:
+        checkpoint = [
+            claim_run_folder(
+                training.output_dir, identity, overwrite=arguments.overwrite_output_dir, finished=INFO_FILE
+            )
+        ]
+    broadcast_object_list(checkpoint)
+
+    # Model
+    prepared = prepare_model(
+        arguments, table, dataset.catalog, seed=training.seed, trust_remote_code=training.trust_remote_code
+    )
+    tokenizer, vocab = prepared.tokenizer, prepared.vocab
+    domain = arguments.domain or dataset.manifest["domain"]
+    form = PromptForm.named(arguments.prompt, domain=domain, max_history=arguments.max_history)
+
+    # Examples
+    encode = {"tokenizer": tokenizer, "form": form, "max_length": training.max_length}
+    train = training_rows(
+        splits,
+        tasks=arguments.tasks,
+        supervise=arguments.supervise,
+        catalog=dataset.catalog,
+        vocab=vocab,
+        seed=training.seed,
+        progress=state.is_main_process,
+        **encode,
+    )
+    validation = Validation(
+        splits.rows("valid"),
+        users=arguments.eval_users,
+        tokenizer=tokenizer,
+        vocab=vocab,
+        form=form,
+        ks=arguments.eval_ks,
+        num_beams=arguments.eval_beams,
+        seed=training.seed,
+    )
+    held_out = mix_tasks(
+        {"next_item": 1.0}, catalog=dataset.catalog, vocab=vocab, histories=validation.rows, seed=training.seed
+    )
+
+    # Trainer
+    info = describe_run(
+        arguments, training, dataset=dataset, table=table, prepared=prepared, form=form, protocol=splits.protocol
+    )
+    sidecars = partial(
+        save_sidecars,
+        tokenizer=tokenizer,
+        table=table,
+        titles=dataset.catalog.titles,
+        popularity=training_popularity(splits.sequences, items=len(dataset.catalog)),
+    )
+    trainer = RecommenderSFTTrainer(
+        model=prepared.model,
+        args=training,
+        train_dataset=train,
+        eval_dataset=to_dataset(encode_examples(held_out, **encode), what="validation"),
+        processing_class=tokenizer,
+        validation=validation,
+        save_sidecars=partial(sidecars, info=info),
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or checkpoint[0])
+
+    # The bundle
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    info["metrics"] = [validation.row(model, trainer.accelerator, dataset=dataset.name, protocol=splits.protocol)]
+    trainer.save_model(training.output_dir)
+    if state.is_main_process:
+        save_card(training.output_dir)
+        if push:
+            push_to_hub(training.output_dir, training.hub_model_id, private=training.hub_private_repo or False)
+
+
+if __name__ == "__main__":
+    run_command(main)
