@@ -57,12 +57,12 @@ class Process:
         InputError: a value outside its range, named.
     """
 
-    items: int = 800
+    items: int = 1200
     clusters: int = 40
-    users: int = 3000
+    users: int = 2500
     min_length: int = 6
     max_length: int = 12
-    successors: int = 3
+    successors: int = 2
     stray: float = 0.1
     exponent: float = 0.8
     seed: int = 0
@@ -179,12 +179,17 @@ def _popularity(cluster_of: np.ndarray, process: Process, rng: np.random.Generat
 
 
 def _transitions(process: Process, rng: np.random.Generator) -> np.ndarray:
-    """``successors`` clusters share what does not stray, each half as likely as the one before."""
+    """``successors`` clusters share what does not stray, each half as likely as the one before.
+
+    Every cluster is as often a first, second, .. successor as any other, so that walks visit all clusters alike and no
+    part of the catalogue gets dense enough for item counts to do well there.
+    """
     shares = 0.5 ** np.arange(process.successors)
     transitions = np.full((process.clusters, process.clusters), process.stray / process.clusters)
-    for row in transitions:
-        chosen = rng.choice(process.clusters, process.successors, replace=False)
-        row[chosen] += (1 - process.stray) * shares / shares.sum()
+    ring = rng.permutation(process.clusters)
+    steps = rng.choice(process.clusters, process.successors, replace=False)
+    for step, share in zip(steps.tolist(), (shares / shares.sum()).tolist(), strict=True):
+        transitions[ring, np.roll(ring, -step)] += (1 - process.stray) * share
     return transitions
 
 
