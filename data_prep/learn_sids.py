@@ -1,0 +1,132 @@
+"""Learn semantic IDs from a dataset's embeddings, or adopt published ones; prints how good they are.
+
+python data_prep/learn_sids.py --dataset data/office --embeddings data/office/embeddings.safetensors \
+    --method residual_kmeans --levels 3 --codebook_size 256 --unique append_rank --seed 0 --out data/office/sids
+
+python data_prep/learn_sids.py --dataset data/office --from_index Office.index.json --out data/office/sids-published
+
+The folder holds sid_table.parquet, sid_config.json (settings and quality), index.json (the public form) and, when the
+SIDs were learned, quantizer.json and quantizer.safetensors, which give SIDs to items that come later.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmrec.artifacts import file_sha256, made_by, read_json, whole_folder
+from llmrec.data.folder import load_dataset
+from llmrec.embeddings.store import load_embeddings, load_manifest
+from llmrec.errors import InputError, run_command
+from llmrec.sids.collisions import UNIQUE_METHODS
+from llmrec.sids.learn import adopt_sid_table, learn_sid_table, make_sid_tokenizer
+from llmrec.sids.methods import SID_TOKENIZERS
+from llmrec.sids.quality import quality_table
+from llmrec.sids.table import SIDTable
+
+OWN_FILES = {"sid_table.parquet", "sid_config.json", "index.json", "quantizer.json", "quantizer.safetensors"}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--embeddings", type=Path, help="*.safetensors of data_prep/embed_items.py")
+    parser.add_argument(
+        "--method", default="residual_kmeans", help=f"{', '.join(SID_TOKENIZERS)}, or package.module:attribute"
+    )
+    parser.add_argument("--levels", type=int, default=3, help="codes of a SID, without the rank (default 3)")
+    parser.add_argument(
+        "--codebook_size", type=int, nargs="+", default=[256], help="codes a level: one number, or one a level"
+    )
+    parser.add_argument(
+        "--method_args", default="{}", help="JSON object of further arguments of the method, '{\"n_init\": 10}'"
+    )
+    parser.add_argument(
+        "--unique",
+        help=f"{', '.join(UNIQUE_METHODS)} (default append_rank; with --from_index none)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--from_index", type=Path, help="adopt the SIDs of this *.index.json instead of learning")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace SIDs of other settings in --out")
+    return parser.parse_args(argv)
+
+
+def check_out(out: Path, *, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Refuse to replace a folder that holds anything but SIDs, or SIDs of other settings unless asked."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out}: it is a file; --out names a folder")
+    foreign = sorted(child.name for child in out.iterdir() if child.name not in OWN_FILES)
+    if foreign:
+        raise InputError(f"{out}: holds {foreign[0]}, which is no part of a SID folder; choose another --out")
+    if (out / "sid_config.json").is_file() and not overwrite:
+        found = read_json(out / "sid_config.json", "SID config").get("settings", {})
+        for key in sorted({*settings, *found} - {"made_by"}):
+            if found.get(key) != settings.get(key):
+                raise InputError(
+                    f"{out}: holds SIDs of other settings ({key}: {found.get(key)!r} there, {settings.get(key)!r} now); "
+                    "choose another --out, or replace them with --overwrite"
+                )
+
+
+def parse_method_args(text: str) -> dict[str, Any]:
+    """Read ``--method_args``."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--method_args {text!r}: no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f'--method_args {text!r}: expected a JSON object, {{"name": value}}')
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Learn or adopt, and write the folder."""
+    args = parse_args(argv)
+    unique = args.unique or ("none" if args.from_index else "append_rank")
+    if (args.embeddings is None) == (args.from_index is None):
+        raise InputError("give either --embeddings to learn from, or --from_index to adopt published SIDs")
+    dataset = load_dataset(args.dataset)
+    tokenizer = None
+    if args.from_index:
+        table = SIDTable.from_index_json(args.from_index, item_ids=dataset.catalog.item_ids)
+        settings = {"index": args.from_index.name, "index_sha256": file_sha256(args.from_index), "unique": unique}
+        check_out(args.out, settings=settings, overwrite=args.overwrite)
+        table = adopt_sid_table(table, unique=unique)
+    else:
+        tokenizer = make_sid_tokenizer(
+            args.method, levels=args.levels, codebook_size=args.codebook_size, seed=args.seed,
+            method_args=parse_method_args(args.method_args),
+        )  # fmt: skip
+        vectors = load_embeddings(args.embeddings, catalog=dataset.catalog)
+        manifest = load_manifest(args.embeddings)
+        settings = {
+            "method": args.method,
+            "levels": args.levels,
+            "codebook_sizes": list(tokenizer.codebook_sizes),
+            "method_args": parse_method_args(args.method_args),
+            "seed": args.seed,
+            "unique": unique,
+            "embeddings": {key: manifest.get(key) for key in ("encoder", "revision", "dim", "sha256")},
+        }
+        check_out(args.out, settings=settings, overwrite=args.overwrite)
+        table = learn_sid_table(
+            tokenizer, vectors, item_ids=dataset.catalog.item_ids, unique=unique, method=args.method
+        )
+    signed = {**settings, "made_by": made_by()}
+    table = SIDTable(table.item_ids, table.codes, table.codebook_sizes, table.method, signed, table.quality)
+    with whole_folder(args.out) as part:
+        table.save(part)
+        table.save_index_json(part / "index.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+    print(quality_table(table.quality))
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)
