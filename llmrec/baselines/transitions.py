@@ -9,7 +9,15 @@ from llmrec.baselines.base import Baseline
 
 
 class Transitions(Baseline):
-    """Rank items by how often they came right after the history's last item in the training sequences."""
+    """Rank items by how often they came right after the history's last item in the training sequences.
+
+    Args:
+        fills_beside_seen: whether popular items fill a short list when seen items are kept. Off by default, because
+            the figures this baseline is known by are counted so; with seen items excluded lists are always filled.
+    """
+
+    def __init__(self, *, fills_beside_seen: bool = False) -> None:
+        self.fills_beside_seen = fills_beside_seen
 
     def _fit(self, flat: np.ndarray, users: np.ndarray) -> None:
         follows = users[1:] == users[:-1]

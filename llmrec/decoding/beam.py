@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -38,7 +39,7 @@ class _Decoder:
         attention_mask: ``(batch, length)``, 1 on real tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor) -> None:
         self.model = model
         self.attention_mask = attention_mask
         self.encoded: Any = None
@@ -83,7 +84,7 @@ class _Decoder:
 
 
 def constrained_beam_search(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -187,9 +188,7 @@ def _check(input_ids: Tensor, attention_mask: Tensor, num_beams: int, score: str
 
 def _blocked_nodes(trie: SIDTrie, excluded: Sequence[Sequence[int]]) -> Tensor:
     """Return ``request * nodes + node`` for each node below which every item is excluded from the request."""
-    keys = [
-        request * trie.items + row for request, rows in enumerate(excluded) for row in rows
-    ]
+    keys = [request * trie.items + row for request, rows in enumerate(excluded) for row in rows]
     pairs = torch.tensor(keys, dtype=torch.int64, device=trie.rows.device).unique()
     paths = trie.paths[pairs % max(trie.items, 1)]
     on_path = (pairs // trie.items * len(trie))[:, None] + paths

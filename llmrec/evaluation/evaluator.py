@@ -28,7 +28,7 @@ class Recommender(Protocol):
                 stands here because filtering afterwards would leave lists too short.
 
         Returns:
-            ``(users, k)`` int64 item rows, best first, distinct within a list.
+            ``(users, k)`` int64 item rows, best first, distinct within a list; -1 in places left empty at its end.
 
         Raises:
             InputError: ``k`` above the number of items that may come out.
@@ -70,7 +70,7 @@ def evaluate(
 
     Args:
         recommender: model or baseline.
-        rows: histories with their targets; a target outside the catalogue (-1) counts as a miss.
+        rows: histories with their targets; a negative target is an item outside the catalogue and a miss.
         items: size of the catalogue.
         ks: cuts of the metrics, from 1 up to ``items``.
         exclude_seen: keep each history's items out of its list.
@@ -103,10 +103,12 @@ def evaluate(
 def _check_lists(found: Tensor, users: int, k: int, items: int, name: str) -> None:
     if tuple(found.shape) != (users, k):
         raise InputError(f"recommender {name!r}: its lists are {tuple(found.shape)}, expected {(users, k)} (users, k)")
-    if found.dtype != torch.int64 or found.min() < 0 or found.max() >= items:
-        raise InputError(f"recommender {name!r}: its lists must be int64 rows from 0 to {items - 1}")
+    if found.dtype != torch.int64 or found.min() < -1 or found.max() >= items:
+        raise InputError(
+            f"recommender {name!r}: its lists must be int64 rows from 0 to {items - 1}, or -1 for a place left empty"
+        )
     in_order = found.sort(dim=1).values
-    twice = (in_order[:, 1:] == in_order[:, :-1]).nonzero()
+    twice = ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).nonzero()
     if len(twice):
         user, place = twice[0].tolist()
         raise InputError(f"recommender {name!r}: item {int(in_order[user, place])} stands twice in list {user}")

@@ -12,13 +12,14 @@ def ranks_of(recommended: Tensor, targets: Tensor) -> np.ndarray:
     """Return where each target stands in its list.
 
     Args:
-        recommended: ``(users, k)`` item rows, best first.
-        targets: ``(users,)`` item rows.
+        recommended: ``(users, k)`` item rows, best first; -1 in an empty place.
+        targets: ``(users,)`` item rows; a negative one is never hit.
 
     Returns:
         ``(users,)`` int64 ranks, 0 for the first place, -1 where the list lacks the target.
     """
-    hits = recommended.cpu().numpy() == targets.cpu().numpy()[:, None]
+    wanted = targets.cpu().numpy()[:, None]
+    hits = (recommended.cpu().numpy() == wanted) & (wanted >= 0)
     return np.where(hits.any(axis=1), hits.argmax(axis=1), -1).astype(np.int64)
 
 
@@ -39,7 +40,8 @@ def mrr_at(ranks: np.ndarray, k: int) -> np.ndarray:
 
 def coverage_at(recommended: Tensor, k: int, items: int) -> float:
     """Return the share of ``items`` that stands among the first ``k`` of at least one list."""
-    return len(recommended[:, :k].unique()) / items
+    first = recommended[:, :k]
+    return len(first[first >= 0].unique()) / items
 
 
 PER_USER = {"recall": recall_at, "ndcg": ndcg_at, "mrr": mrr_at}
