@@ -36,7 +36,9 @@ SEPARATOR = ". "
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--dataset", type=Path, required=True, help="dataset folder")
     parser.add_argument("--encoder", required=True, help="hub name, folder, or tfidf")
     parser.add_argument("--out", type=Path, required=True, help="*.safetensors to write")
@@ -121,7 +123,7 @@ def pick_device(name: str, state: PartialState | None) -> torch.device:
     """The device of this process: its own GPU where there is one."""
     if name != "auto":
         return torch.device(name)
-    if state:
+    if state and state.device is not None:
         return state.device
     if torch.cuda.is_available():
         return torch.device("cuda")

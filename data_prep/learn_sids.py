@@ -30,7 +30,9 @@ OWN_FILES = {"sid_table.parquet", "sid_config.json", "index.json", "quantizer.js
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--dataset", type=Path, required=True, help="dataset folder")
     parser.add_argument("--embeddings", type=Path, help="*.safetensors of data_prep/embed_items.py")
     parser.add_argument(
@@ -68,8 +70,8 @@ def check_out(out: Path, *, settings: Mapping[str, Any], overwrite: bool) -> Non
         for key in sorted({*settings, *found} - {"made_by"}):
             if found.get(key) != settings.get(key):
                 raise InputError(
-                    f"{out}: holds SIDs of other settings ({key}: {found.get(key)!r} there, {settings.get(key)!r} now); "
-                    "choose another --out, or replace them with --overwrite"
+                    f"{out}: holds SIDs of other settings ({key}: {found.get(key)!r} there, {settings.get(key)!r} now)"
+                    "; choose another --out, or replace them with --overwrite"
                 )
 
 

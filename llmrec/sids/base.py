@@ -6,6 +6,8 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from llmrec.errors import InputError
+
 
 class SIDTokenizer(nn.Module, ABC):
     """Maps item embeddings to tuples of codes, one code a level.
@@ -26,6 +28,23 @@ class SIDTokenizer(nn.Module, ABC):
     @abstractmethod
     def encode(self, embeddings: Tensor) -> Tensor:
         """Return ``(items, levels)`` int64 codes of ``(items, dim)`` embeddings; two items may get the same codes."""
+
+    def last_level_costs(self, embeddings: Tensor, codes: Tensor) -> Tensor:
+        """Return ``(items, codes)`` costs of every code of the last level, given each item's codes before it.
+
+        Only `reassign_nearest` asks for it; a method that cannot say leaves it out.
+
+        Args:
+            embeddings: ``(items, dim)``.
+            codes: ``(items, levels)``; the last column is not read for the costs of a learned method.
+
+        Raises:
+            InputError: the method has no such costs.
+        """
+        raise InputError(
+            f"{type(self).__name__}: it has no last_level_costs, so reassign_nearest cannot choose a free code; use "
+            "append_rank"
+        )
 
     @abstractmethod
     def save_pretrained(self, path: str | Path) -> None:

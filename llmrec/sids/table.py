@@ -58,8 +58,8 @@ class SIDTable:
         if len(bad):
             row, level = bad[0]
             raise InputError(
-                f"SID table: item {self.item_ids[row]!r} has code {codes[row, level]} at level {level}, whose codebook "
-                f"holds {self.codebook_sizes[level]}"
+                f"SID table: item {self.item_ids[row]!r} has code {codes[row, level]} at level {level}, whose "
+                f"codebook holds {self.codebook_sizes[level]}"
             )
         if (codes[:, 0] < 0).any():
             raise InputError(f"SID table: item {self.item_ids[int(np.argmin(codes[:, 0]))]!r} has an empty SID")
@@ -74,8 +74,8 @@ class SIDTable:
             for stop in range(1, len(sid)):
                 if sid[:stop] in whole:
                     raise InputError(
-                        f"SID table: the SID of item {self.item_ids[whole[sid[:stop]]]!r}, {sid[:stop]}, is a prefix of "
-                        f"that of {self.item_ids[item]!r}, {sid}; give it a further code"
+                        f"SID table: the SID of item {self.item_ids[whole[sid[:stop]]]!r}, {sid[:stop]}, is a prefix "
+                        f"of that of {self.item_ids[item]!r}, {sid}; give it a further code"
                     )
 
     def __len__(self) -> int:
@@ -106,8 +106,8 @@ class SIDTable:
         """Raise `InputError` when the table was made for another catalogue than ``catalog_hash``."""
         if self.catalog_hash != catalog_hash:
             raise InputError(
-                f"{path}: the SID table was made for another catalogue (hash {self.catalog_hash[:12]}, this dataset is "
-                f"{catalog_hash[:12]}); learn SIDs for this dataset with data_prep/learn_sids.py"
+                f"{path}: the SID table was made for another catalogue (hash {self.catalog_hash[:12]}, this dataset "
+                f"is {catalog_hash[:12]}); learn SIDs for this dataset with data_prep/learn_sids.py"
             )
 
     def level_tokens(self) -> list[list[str]]:

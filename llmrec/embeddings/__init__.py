@@ -1,0 +1,1 @@
+"""Item embeddings: text to vectors, and the file that ties vectors to a catalogue."""
