@@ -178,9 +178,7 @@ def build(
     item_ids = seen
     if everything:
         rest = texts if whole_catalogue else [item_id for item_id in texts if item_id not in set(seen)]
-        item_ids = tuple(rest) if whole_catalogue else (*seen, *rest)
-        if whole_catalogue and all(item_id.isdecimal() for item_id in item_ids):
-            item_ids = tuple(sorted(item_ids, key=int))
+        item_ids = sort_ids(rest) if whole_catalogue else (*seen, *rest)
         row_of = {item_id: row for row, item_id in enumerate(item_ids)}
         rows = np.array([row_of[item_id] for item_id in seen], dtype=np.int64)
         interactions = Interactions(
@@ -234,6 +232,12 @@ def _renumber(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank[inverse], old[order]
 
 
+def sort_ids(item_ids: Iterable[str]) -> tuple[str, ...]:
+    """Return ids in the order of their numbers where all are numbers, else as they come."""
+    item_ids = tuple(item_ids)
+    return tuple(sorted(item_ids, key=int)) if all(item_id.isdecimal() for item_id in item_ids) else item_ids
+
+
 def build_catalog(
     item_ids: Sequence[str], texts: Mapping[str, Mapping[str, str]], *, repairs: Repairs, path: object
 ) -> Catalog:
@@ -268,7 +272,7 @@ def build_catalog(
 def import_notes(rules: ImportRules, collected: Collected, repairs: Repairs) -> dict[str, Any]:
     """Return what the manifest says of an import: its rules, the rows read and dropped by them, and the repairs."""
     return {
-        "rules": {name: value for name, value in asdict(rules).items() if value not in (None, False)},
+        "rules": {name: value for name, value in asdict(rules).items() if value is not None and value is not False},
         "rows_read": collected.read,
         "dropped": dict(collected.dropped),
         "repairs": dict(sorted(repairs.counts.items())),
