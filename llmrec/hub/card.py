@@ -1,0 +1,290 @@
+"""The model card: what a bundle is, how to load it with and without llmrec, and how good it is."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llmrec.artifacts import read_json, whole_file
+from llmrec.errors import InputError
+from llmrec.hub.info import ADAPTER_CONFIG_FILE, CARD_FILE, read_info
+from llmrec.sids.table import SIDTable
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+SNIPPET_BEAMS = 50
+_METHODS = {
+    "full": "all weights were trained",
+    "lora": "LoRA matrices and the rows of the SID tokens were trained",
+    "qlora": "LoRA matrices and the rows of the SID tokens were trained on a base in 4 bits",
+    "new_rows": "only the rows of the SID tokens were trained",
+}
+
+
+def save_card(path: str | Path, *, name: str | None = None) -> None:
+    """Write a bundle folder's ``README.md``.
+
+    Args:
+        path: the folder, with all else of the bundle.
+        name: what the card's code loads: a hub id or a folder; None takes ``path``.
+
+    Raises:
+        InputError: the folder is no bundle.
+    """
+    path = Path(path)
+    card = render_card(path, name=name or str(path))
+    with whole_file(path / CARD_FILE) as part:
+        part.write_text(card, encoding="utf-8")
+
+
+def render_card(path: Path, *, name: str) -> str:
+    """Return the model card of a bundle folder as Markdown with its YAML header; ``name`` is what its code loads.
+
+    Raises:
+        InputError: the folder is no bundle.
+    """
+    info, table = read_info(path), SIDTable.load(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    columns = pq.read_table(path / "sid_table.parquet", columns=None).to_pydict()
+    popularity = columns.get("popularity") or [0] * len(table)
+    often = sorted(range(len(table)), key=lambda row: -popularity[row])[:2]
+    history = [table.item_ids[row] for row in often]
+    adapter = (path / ADAPTER_CONFIG_FILE).is_file()
+    title = _line(name.rstrip("/").rsplit("/", 1)[-1])
+    card = ModelCard.from_template(
+        _metadata(info, title=title, adapter=adapter),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=title,
+        name=json.dumps(name, ensure_ascii=False),
+        history=json.dumps(history, ensure_ascii=False),
+        adapter=adapter,
+        packages="transformers, pyarrow and peft" if adapter else "transformers and pyarrow",
+        snippet=standalone_code(
+            info, table, tokenizer, name=name, history=history, adapter=adapter, popularity="popularity" in columns,
+            architecture=info.get("architecture") or _architecture(path),
+        ),
+        prompt=_prompt_text(info),
+        dataset={key: _line(value) for key, value in info["dataset"].items() if isinstance(value, str)},
+        domain=_line(info["prompt"]["domain"]),
+        counts=", ".join(f"{_line(key)} {value}" for key, value in (info["dataset"].get("counts") or {}).items()),
+        recovered="train" in info["dataset"],
+        protocol=_line(info["protocol"]),
+        sids=_sid_text(table),
+        base_model=_line(info["base_model"]),
+        base_revision=info.get("base_revision"),
+        method=_METHODS.get(info["method"], _line(info["method"])),
+        training=_training_text(info),
+        metrics=_metrics_table(info),
+        versions=", ".join(f"{key} {value}" for key, value in (info.get("versions") or {}).items()),
+        commit=info.get("commit"),
+        weights_licence=info.get("weights_licence"),
+    )  # fmt: skip
+    return str(card)
+
+
+def standalone_code(
+    info: Mapping[str, Any],
+    table: SIDTable,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    history: list[str],
+    adapter: bool,
+    popularity: bool,
+    architecture: str,
+) -> str:
+    """Return at most 25 lines that recommend without llmrec, by stock ``generate`` held to the SIDs of the table.
+
+    The last of them prints the ten best item ids. Scores are log-probabilities over the whole vocabulary; the end
+    token is not scored, also where SIDs end at several depths.
+
+    Args:
+        info: the bundle's manifest.
+        table: its SIDs.
+        tokenizer: its tokenizer.
+        name: hub id or folder to load.
+        history: item ids to start from, oldest first.
+        adapter: whether the bundle is a PEFT adapter.
+        popularity: whether ``sid_table.parquet`` has that column.
+        architecture: ``causal`` or ``seq2seq``.
+    """
+    seq2seq = architecture == "seq2seq"
+    auto = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else _start_token_id(tokenizer)
+    prompt = info["prompt"]
+    sids = len({tuple(codes) for codes in table.codes.tolist()})
+    unequal = bool((table.codes < 0).any())
+    order = "" if table.unique or not popularity else '.sort_by([("popularity", "descending")])'
+    revision = f", revision={json.dumps(info['base_revision'])}" if info.get("base_revision") else ""
+    settings = f"pad_token_id={end}, eos_token_id={end}" + (
+        ", decoder_start_token_id=model.config.decoder_start_token_id" if seq2seq else ""
+    )
+    lines = ["import pyarrow.parquet as pq", "import torch"]
+    lines += ["from peft import PeftModel"] if adapter else []
+    lines += [
+        f"from transformers import {auto}, AutoTokenizer, GenerationConfig",
+        "from transformers.utils import cached_file",
+        "",
+        f"name, history = {_literal(name)}, {_literal(history)}",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+    ]
+    if adapter:
+        lines += [
+            f"model = {auto}.from_pretrained({_literal(info['base_model'])}{revision})",
+            f"model.resize_token_embeddings({info['vocab_rows']}, mean_resizing=False)",
+            "model = PeftModel.from_pretrained(model, name)",
+        ]
+    else:
+        lines += [f"model = {auto}.from_pretrained(name)"]
+    lines += [
+        f'table = pq.read_table(cached_file(name, "sid_table.parquet")){order}.to_pydict()',
+        'words = [[f"<{chr(97 + i)}_{code}>" for i, code in enumerate(codes)] for codes in table["codes"]]',
+        'sids = dict(zip(table["item_id"], map(tokenizer.convert_tokens_to_ids, words)))',
+        "trie = {}  # legal next tokens by the tokens before them",
+        "for sid in sids.values():",
+        "    for i, token in enumerate(sid):",
+        "        trie.setdefault(tuple(sid[:i]), {})[token] = True",
+    ]
+    recent = f"for item in history[-{prompt['max_history']}:] for token in sids[item]"
+    template = prompt["templates"].get("next_item", "{prompt}").replace("{domain}", prompt["domain"])
+    start = f"[{_start_token_id(tokenizer)}] + " if prompt["kind"] == "plain" else ""
+    if prompt["kind"] == "plain" and "next_item" not in prompt["templates"]:
+        lines += [f"prompt = {start}[token {recent}]"]
+    else:
+        text = f'"".join(tokenizer.convert_ids_to_tokens(token) {recent})'
+        lines += [f'text = {_literal(template)}.replace("{{prompt}}", {text})']
+        if prompt["kind"] == "chat":
+            lines += [
+                'chat = [{"role": "user", "content": text}]',
+                "prompt = tokenizer.apply_chat_template(",
+                "    chat, add_generation_prompt=True, enable_thinking=False, return_dict=False)",
+            ]
+        else:
+            lines += [f"prompt = {start}tokenizer.encode(text, add_special_tokens=False)"]
+    skip = "1" if seq2seq else "len(prompt)"
+    free_end = (
+        f"logits_processor=[lambda _, s: s.index_fill(1, torch.tensor([{end}]), 0.0).where(s.isfinite(), s)], "
+        if unequal
+        else ""
+    )
+    lines += [
+        f"model.generation_config = GenerationConfig({settings})",
+        "found = model.generate(torch.tensor([prompt]), "
+        f"prefix_allowed_tokens_fn=lambda _, ids: list(trie.get(tuple(ids[{skip}:].tolist()), [{end}])),",
+        f"    {free_end}num_beams={max(SNIPPET_BEAMS, min(10, sids))}, num_return_sequences={min(10, sids)}, "
+        f"length_penalty=0.0, do_sample=False, max_new_tokens={table.levels})",
+        f"best = [[token for token in ids if token != {end}] for ids in found[:, {skip}:].tolist()]",
+        "print([item for sid in best for item in sids if sids[item] == sid][:10])",
+    ]
+    return "\n".join(lines)
+
+
+def _literal(value: str | list[str]) -> str:
+    """Return Python source of a string or of strings, on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what opens a plain prompt, as `llmrec.tasks.prompt.start_token_id` does: BOS, else EOS, else padding."""
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token_id is not None:
+            return cast(int, token_id)
+    raise InputError("tokenizer: it has no BOS, EOS or padding token; set one of them before training")
+
+
+def _architecture(path: Path) -> str:
+    config = path / "config.json"
+    encoder_decoder = config.is_file() and read_json(config, "model config").get("is_encoder_decoder")
+    return "seq2seq" if encoder_decoder else "causal"
+
+
+def _metadata(info: Mapping[str, Any], *, title: str, adapter: bool) -> ModelCardData:
+    results = []
+    for row in info["metrics"]:
+        settings = [f"{key}={row[key]}" for key in ("exclude_seen", "score", "num_beams") if row.get(key) is not None]
+        for metric, value in row["metrics"].items():
+            if value != value:  # a NaN is no YAML number
+                continue
+            results.append(
+                EvalResult(
+                    task_type="recommendation",
+                    task_name="Sequential recommendation",
+                    dataset_type=re.sub(r"[^a-z0-9]+", "-", str(row["dataset"]).lower()).strip("-") or "dataset",
+                    dataset_name=_line(row["dataset"]),
+                    dataset_config=", ".join([str(row.get("protocol", info["protocol"])), *settings]),
+                    dataset_split=str(row["split"]),
+                    metric_type=metric,
+                    metric_name=metric,
+                    metric_value=float(value),
+                )
+            )
+    base = info["base_model"]
+    return ModelCardData(
+        model_name=title,
+        library_name="peft" if adapter else "transformers",
+        tags=["llmrec", "recommender-system", "generative-recommendation", "semantic-ids"],
+        base_model=base if is_hub_id(base) and "/" in base else None,
+        license=info.get("weights_licence"),
+        eval_results=results or None,
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a model's name can be a hub id, and names no folder of this machine."""
+    return (
+        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.startswith(".") and not Path(name).exists()
+    )
+
+
+def _prompt_text(info: Mapping[str, Any]) -> str:
+    prompt = info["prompt"]
+    form = "a start token, then the SIDs of" if prompt["kind"] == "plain" else "a chat turn of the user about"
+    return f"{form} the last {prompt['max_history']} items, oldest first; the answer is the SID of the next one"
+
+
+def _sid_text(table: SIDTable) -> str:
+    sizes = " x ".join(map(str, table.codebook_sizes))
+    shared = "no two items share a SID" if table.unique else "some items share a SID and come out by popularity"
+    depth = "" if (table.codes >= 0).all() else "; SIDs end at several depths"
+    return (
+        f"method `{_line(table.method)}`, {table.levels} levels ({sizes} codes), {len(table)} items, {shared}{depth}"
+    )
+
+
+def _training_text(info: Mapping[str, Any]) -> str:
+    parts = [f"seed {info['seed']}"]
+    parts += [f"supervise `{_line(info['supervise'])}`"] if info.get("supervise") else []
+    if info.get("tasks"):
+        tasks = info["tasks"]
+        names = [f"{key} {value}" for key, value in tasks.items()] if isinstance(tasks, Mapping) else tasks
+        parts += ["tasks " + ", ".join(f"`{_line(name)}`" for name in names)]
+    if isinstance(info.get("training"), Mapping):
+        parts += [f"{_line(key)} {_line(value)}" for key, value in info["training"].items() if key != "seed"]
+    return ", ".join(parts)
+
+
+def _metrics_table(info: Mapping[str, Any]) -> str:
+    rows = info["metrics"]
+    if not rows:
+        return "None were recorded. `recipes/evaluate.py` measures them from this bundle and a dataset folder."
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    heads = ["dataset", "split", "protocol", "exclude_seen", "score", "num_beams"]
+    lines = ["| " + " | ".join([*heads, *names]) + " |", "|" + "---|" * (len(heads) + len(names))]
+    for row in rows:
+        cells = [_cell(row.get(head, info["protocol"] if head == "protocol" else "")) for head in heads]
+        cells += [f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "" for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _line(value: Any) -> str:
+    """Return text on one line, without the characters that Markdown or HTML would read as markup of their own."""
+    return re.sub(r"[`<>|]", "", " ".join(str(value).split()))
+
+
+def _cell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else _line(value)
