@@ -32,6 +32,7 @@ from llmrec.hub.info import (
 from llmrec.sids.table import SIDTable
 from llmrec.vocab import SIDVocab
 
+RUN_FILES = (
     "checkpoint-*", "run.json", "runs", "logs", "completions", "trainer_state.json", "training_args.bin",
     "*_results.json",
 )  # fmt: skip
