@@ -4,9 +4,9 @@
         --out data/industrial
 
 The published splits are kept as published. Where the train CSV is absent, training rows are recovered from the
-histories of validation rows alone and the manifest says ``train: recovered`` (docs/data.md has the rule). The catalogue
-is the published item table, whole. ``--limit`` counts rows of each CSV. ``--sids_out FOLDER`` also turns the published
-index into a SID table.
+histories of validation rows alone and the manifest says ``train: recovered`` (docs/data.md has the rule). The
+catalogue is the published item table, whole. ``--limit`` counts rows of each CSV. ``--sids_out FOLDER`` also turns the
+published index into a SID table.
 """
 
 import argparse
