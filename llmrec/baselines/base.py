@@ -112,7 +112,7 @@ class Baseline(ABC):
             if scores.nnz > 4 * count * len(scores.indptr) and count < self.items:
                 # Sorting millions of scores is the slow part, so cut below each user's count-th best; ties stay.
                 dense = scores.toarray()
-                least = np.partition(dense, self.items - count, axis=1)[:, self.items - count, None]
+                least = torch.from_numpy(dense).topk(count, dim=1).values[:, -1:].numpy()
                 found = np.nonzero((dense >= least) & (dense > 0))
                 data = dense[found]
             else:

@@ -37,6 +37,7 @@ class LLMRecommender:
         max_tokens_per_batch: most positions that the cache holds at a time: requests times beams times the tokens of
             the longest prompt and the SID. Lower it when memory runs out; no result depends on it beyond float error.
         titles: titles in catalogue order, for `recommend_ids`.
+        info: what the bundle's ``llmrec.json`` holds.
         progress: show a progress bar over users.
 
     Raises:
@@ -54,6 +55,7 @@ class LLMRecommender:
         score: str = "full",
         max_tokens_per_batch: int = 16384,
         titles: Sequence[str] | None = None,
+        info: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> None:
         if score not in SCORES:
@@ -69,6 +71,7 @@ class LLMRecommender:
         self.score = score
         self.max_tokens_per_batch = max_tokens_per_batch
         self.titles = titles
+        self.info = dict(info or {})
         self.progress = progress
         self._cpu_trie = SIDTrie.from_vocab(vocab)
         self.trie = self._cpu_trie.to(model.device)
@@ -88,15 +91,18 @@ class LLMRecommender:
         Args:
             path: the bundle's folder, or its name on the hub.
             revision: branch, tag or commit on the hub.
-            device: where the model goes; None chooses.
+            device: where the model goes; None takes the GPU where there is one.
             settings: ``num_beams``, ``score``, ``max_tokens_per_batch`` or ``progress`` of the class.
 
         Raises:
             InputError: what is there is no bundle.
         """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         bundle = load_bundle(path, revision=revision, device=device)
         form = PromptForm(**bundle.info["prompt"])
-        return cls(bundle.model, bundle.tokenizer, bundle.vocab, form, titles=bundle.titles, **settings)
+        return cls(
+            bundle.model, bundle.tokenizer, bundle.vocab, form, titles=bundle.titles, info=bundle.info, **settings
+        )
 
     @property
     def items(self) -> int:

@@ -1,0 +1,167 @@
+"""Results on disk: one JSON row a system, and every user's rank beside it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec.artifacts import made_by, read_json, whole_file, write_json
+from llmrec.errors import InputError
+from llmrec.evaluation.evaluator import Evaluation
+
+RANKS_SUFFIX = ".ranks.parquet"
+ROW_COLUMN = "row"
+
+
+def result_row(
+    evaluation: Evaluation,
+    *,
+    dataset: str,
+    split: str,
+    protocol: str,
+    exclude_seen: bool,
+    score: str | None = None,
+    num_beams: int | None = None,
+    seed: int | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return what a results file holds of a system.
+
+    Args:
+        evaluation: what was measured.
+        dataset: the dataset's name.
+        split: ``valid`` or ``test``.
+        protocol: how the split was made.
+        exclude_seen: whether seen items were kept out of the lists.
+        score: what a model's log-probabilities were taken over; None for a system without.
+        num_beams: beams of a model's search; None for a system without.
+        seed: that the system was trained with; None where there is no chance in it.
+        more: further JSON values; those that are None are left out.
+    """
+    return {
+        "name": evaluation.name,
+        "dataset": dataset,
+        "split": split,
+        "protocol": protocol,
+        "exclude_seen": exclude_seen,
+        "score": score,
+        "num_beams": num_beams,
+        "seed": seed,
+        "metrics": evaluation.metrics,
+        "users": evaluation.users,
+        "seconds": round(evaluation.seconds, 3),
+        **{key: value for key, value in more.items() if value is not None},
+    }
+
+
+def ranks_path(path: str | Path) -> Path:
+    """Return where the ranks of a results file lie: ``x.ranks.parquet`` beside ``x.json``."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".json") + RANKS_SUFFIX)
+
+
+def check_output(path: str | Path, names: Sequence[str]) -> None:
+    """Raise `InputError`, before any work, when results cannot be written to ``path`` or two systems share a name."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"--output {path}: it is a folder; name a file, such as {path / 'results.json'}")
+    blocking = next((parent for parent in path.parents if parent.exists()), None)
+    if blocking is not None and not blocking.is_dir():
+        raise InputError(f"--output {path}: {blocking} is a file, so no folder can be made there")
+    for name in names:
+        if names.count(name) > 1 or name == ROW_COLUMN:
+            raise InputError(
+                f"system name {name!r}: taken by another system or column of the file; choose another --name"
+            )
+
+
+def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> None:
+    """Write a results file and its ranks; what stood there is replaced.
+
+    Ranks are kept by row number of the split, never by user id.
+
+    Args:
+        path: the JSON file.
+        rows: what `result_row` made, one a system.
+        evaluations: the same systems, scored on the same rows of the same split.
+
+    Raises:
+        InputError: as `check_output`, or systems with different numbers of users.
+    """
+    names = [evaluation.name for evaluation in evaluations]
+    check_output(path, names)
+    users = {evaluation.users for evaluation in evaluations}
+    if len(users) != 1:
+        raise InputError(
+            f"results: systems were scored on {sorted(users)} users; one file holds systems on the same rows"
+        )
+    columns = {evaluation.name: pa.array(evaluation.ranks, pa.int32()) for evaluation in evaluations}
+    with whole_file(ranks_path(path)) as part:
+        pq.write_table(pa.table({ROW_COLUMN: pa.array(np.arange(users.pop())), **columns}), part)
+    write_json(path, {"results": [dict(row) for row in rows], "made_by": made_by()})
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a results file.
+
+    Raises:
+        InputError: a missing or unreadable file, or one without ``results``.
+    """
+    value = read_json(path, "results file")
+    if not isinstance(value, dict) or not isinstance(value.get("results"), list):
+        raise InputError(f"{path}: no list 'results'; evaluate.py and baselines.py write such files")
+    for number, row in enumerate(value["results"]):
+        for key in ("name", "dataset", "metrics"):
+            if key not in row:
+                raise InputError(f"{path}: row {number} of 'results' has no {key!r}; write the file again")
+    return value["results"]
+
+
+def read_ranks(source: str) -> np.ndarray:
+    """Return the ranks of a system.
+
+    Args:
+        source: ``FILE.ranks.parquet``, with ``:name`` behind it where the file holds several systems.
+
+    Returns:
+        ``(users,)`` int64 ranks, -1 for a miss.
+
+    Raises:
+        InputError: a missing or unreadable file, or a name that is missing or unknown.
+    """
+    name, path = "", Path(source)
+    if not path.is_file():
+        before, _, name = source.rpartition(":")
+        path = Path(before or source)
+    if not path.is_file():
+        raise InputError(f"{source}: no such file; give FILE{RANKS_SUFFIX} or FILE{RANKS_SUFFIX}:name")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable ranks file ({error}); evaluate again") from error
+    names = [column for column in table.column_names if column != ROW_COLUMN]
+    if not name and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        asked = f"no system {name!r}" if name else "several systems"
+        raise InputError(f"{path}: {asked}; write {path}:NAME with one of {', '.join(names)}")
+    return table.column(name).to_numpy().astype(np.int64)
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return results as aligned text: a line a system, a column a metric."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row["metrics"]))
+    lines = [["system", *metrics, "users", "seconds"]]
+    for row in rows:
+        values = [f"{row['metrics'][metric]:.4f}" if metric in row["metrics"] else "" for metric in metrics]
+        lines.append([row["name"], *values, str(row.get("users", "")), f"{row.get('seconds', 0.0):.1f}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )

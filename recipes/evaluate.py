@@ -1,0 +1,103 @@
+"""Score a bundle on a dataset folder, with the counting baselines beside it.
+
+    python recipes/evaluate.py --model runs/office --dataset data/office --split test --ks 5 10 --num_beams 20 \
+        --output runs/office_test.json
+
+``--model`` is a folder or a hub id. Nothing but the bundle and the dataset folder is needed; items are matched by id.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llmrec.baselines import BASELINES
+from llmrec.data.folder import load_dataset
+from llmrec.decoding.beam import SCORES
+from llmrec.decoding.recommender import LLMRecommender
+from llmrec.errors import run_command
+from llmrec.evaluation.bridge import CatalogBridge
+from llmrec.evaluation.evaluator import evaluate
+from llmrec.evaluation.flags import add_evaluation_flags, check_ks, rows_to_score
+from llmrec.evaluation.results import check_output, format_table, result_row, write_results
+from llmrec.registry import resolve
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_evaluation_flags(parser)
+    parser.add_argument("--model", required=True, help="bundle: a folder or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub bundle")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--name", help="of the model in the results (default: the last part of --model)")
+    parser.add_argument("--num_beams", type=int, default=20)
+    parser.add_argument("--score", choices=SCORES, default="full", help="what log-probabilities are taken over")
+    parser.add_argument("--max_history", type=int, help="items that a prompt keeps (default: the bundle's)")
+    parser.add_argument("--max_tokens_per_batch", type=int, default=16384, help="lower it when memory runs out")
+    parser.add_argument("--unknown_items", choices=("error", "skip"), default="error", help="items not in the bundle")
+    parser.add_argument("--baselines", nargs="*", default=list(BASELINES), help=f"default: {' '.join(BASELINES)}")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load, score, print and write."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    name = args.name or Path(args.model).resolve().name
+    baselines = {baseline: resolve(baseline, BASELINES, "baseline") for baseline in args.baselines}
+    check_output(args.output, [name, *args.baselines])
+    dataset = load_dataset(args.dataset)
+    items = len(dataset.catalog)
+    check_ks(args.ks, items)
+
+    model = LLMRecommender.from_pretrained(
+        args.model,
+        revision=args.revision,
+        device=args.device,
+        num_beams=args.num_beams,
+        score=args.score,
+        max_tokens_per_batch=args.max_tokens_per_batch,
+    )
+    if args.max_history is not None:
+        model.form = replace(model.form, max_history=args.max_history)
+    protocol = args.protocol or model.info.get("protocol") or dataset.default_protocol
+    splits, rows = rows_to_score(dataset, protocol=protocol, split=args.split, limit_users=args.limit_users)
+    bridge = CatalogBridge(model, model.vocab.table.item_ids, dataset.catalog.item_ids)
+    bridge.check(rows, unknown=args.unknown_items)
+
+    shared = {
+        "dataset": dataset.name,
+        "split": args.split,
+        "protocol": protocol,
+        "exclude_seen": args.exclude_seen,
+        "train": dataset.manifest.get("train"),
+    }
+    settings = {"ks": args.ks, "exclude_seen": args.exclude_seen}
+    evaluations, results = [], []
+    for baseline, kind in baselines.items():
+        fitted = kind().fit(splits.sequences, items=items)
+        evaluations.append(evaluate(fitted, rows, items=items, name=baseline, **settings))
+        results.append(result_row(evaluations[-1], **shared))
+    evaluations.append(evaluate(bridge, rows, items=bridge.items, name=name, **settings))
+    results.append(
+        result_row(
+            evaluations[-1],
+            **shared,
+            score=args.score,
+            num_beams=max(args.num_beams, *args.ks),
+            seed=model.info.get("seed"),
+            model=args.model,
+            revision=args.revision,
+            max_history=model.form.max_history,
+            unknown_items=args.unknown_items,
+        )
+    )
+    write_results(args.output, results, evaluations)
+    print(format_table(results))
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    run_command(main)
