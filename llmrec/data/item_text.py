@@ -24,9 +24,9 @@ _SENTENCES = ("description", "features", "title")
 def clean_text(value: Any, column: str = "") -> str:
     """Return a field as one line: lists joined, HTML entities resolved, white space folded; blank for what is no text.
 
-    Lists come as lists or as Python literals in text (``"['a', 'b']"``; outside titles ``"'a', 'b'"`` too). Parts of a
-    ``description``, of ``features`` and of a title are joined by a space, others by a comma; a part that repeats is
-    kept once.
+    Lists come as lists or as Python literals in text (``"['a', 'b']"``). Parts of a title, a ``description`` and of
+    ``features`` are joined by a space. Other columns may spell a list as ``"'a', 'b'"`` too; their parts are joined by
+    a comma. A part that repeats is kept once.
 
     Args:
         value: text, a number, a list (of lists) of text, or None.
@@ -47,7 +47,7 @@ def _listed(text: str, column: str) -> str | list[Any]:
     bare = text.strip()
     if bare.startswith("[") and bare.endswith("]"):
         found = literal(bare)
-    elif column != "title" and bare[:1] in ("'", '"') and bare[-1:] == bare[:1] and "," in bare:
+    elif column not in _SENTENCES and len(bare) > 1 and bare[0] in "'\"" and bare[-1] in "'\"":
         found = literal(f"[{bare}]")
     else:
         return text

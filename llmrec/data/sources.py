@@ -158,7 +158,7 @@ def split_lines(
     """Yield the line number and the ``width`` fields of delimited lines.
 
     A field in proper quotes may hold the delimiter, doubled quotes and line ends, as pandas writes them; quotes that
-    do not pair are characters like any other, as hand-made TSV files have them.
+    do not pair are characters like any other, as hand-made files have them.
 
     Args:
         lines: what `read_lines` yields.
@@ -185,8 +185,8 @@ def _quoted_fields(line: str, ahead: _Ahead, delimiter: str, width: int) -> list
     if quoted is not None and len(quoted) == width:
         return quoted
     plain = line.split(delimiter)
-    if len(plain) == width:
-        # Open quotes are plain text only where the next line stands on its own; else the quoted field goes on there.
+    if len(plain) == width and delimiter == "\t":
+        # Hand-made TSV: an open quote is plain text where the next line stands on its own; else its field goes on there.
         after = ahead.peek(0)
         if after is None or len(_unquote(after, delimiter) or after.split(delimiter)) == width:
             return plain
