@@ -277,7 +277,9 @@ def item_rows(
     if missing and unknown == "error":
         named = ", ".join(repr(item_id) for item_id in list(missing)[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputError(f"history: item {named}{more}: the bundle does not know; ask for unknown items to be skipped")
+        raise InputError(
+            f"history: the bundle does not know {named}{more}; leave them out, or ask to skip unknown items"
+        )
     if missing:
         count = sum(item_id in missing for history in histories for item_id in history)
         logger.warning("left out %d history items of %d ids that the bundle does not know", count, len(missing))
