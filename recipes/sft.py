@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from llmrec.data.folder import load_dataset
 from llmrec.errors import run_command
-from llmrec.hub import INFO_FILE, save_card, save_sidecars
+from llmrec.hub import INFO_FILE, push_to_hub, save_card, save_sidecars
 from llmrec.launch import check_launch
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.mixture import mix_tasks
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, training = parse_recipe(argv, RecipeArguments, SFTRecipeConfig)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
+    # The trainer would push whatever lies in its folder; the bundle is pushed when it is whole.
+    push, training.push_to_hub = training.push_to_hub, False
 
     # Data
     dataset = load_dataset(arguments.dataset)

@@ -122,9 +122,14 @@ class RecipeArguments:
 
 @dataclass
 class SFTRecipeConfig(SFTConfig):
-    """TRL's `SFTConfig`; where bf16 is not set it is on with a CUDA device and off without one."""
+    """TRL's `SFTConfig`; bf16, where it is not set, and pinned memory are on with a CUDA device and off without one."""
 
     def __post_init__(self) -> None:
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = on_gpu
+        self.dataloader_pin_memory = self.dataloader_pin_memory and on_gpu
+        # transformers 5.23 warns about the name that TRL 1.16 still sets; 5.17 knows that name alone.
+        if getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
