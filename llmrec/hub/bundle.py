@@ -226,6 +226,8 @@ def load_bundle(
             f"({str(info['sid_hash'])[:12]}); the model was trained with other SIDs: restore the bundle's own table"
         )
     columns = pq.read_table(path / "sid_table.parquet").to_pydict()
+    if not (path / "tokenizer_config.json").is_file():  # AutoTokenizer would make up an empty one
+        raise InputError(f"{path}: no tokenizer_config.json, so its tokenizer is missing; save the bundle again")
     tokenizer = _load(AutoTokenizer, path, what="tokenizer", where=path)
     vocab = SIDVocab(tokenizer, table, popularity=columns.get("popularity"))
     _check_tokens(vocab, tokenizer, info, where=path)

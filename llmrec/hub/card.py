@@ -16,7 +16,7 @@ from llmrec.hub.info import ADAPTER_CONFIG_FILE, CARD_FILE, read_info
 from llmrec.sids.table import SIDTable
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-SNIPPET_BEAMS = 50
+SNIPPET_BEAMS, SNIPPET_LINES = 50, 25
 _METHODS = {
     "full": "all weights were trained",
     "lora": "LoRA matrices and the rows of the SID tokens were trained",
@@ -97,7 +97,7 @@ def standalone_code(
     popularity: bool,
     architecture: str,
 ) -> str:
-    """Return at most 25 lines that recommend without llmrec, by stock ``generate`` held to the SIDs of the table.
+    """Return at most `SNIPPET_LINES` lines that recommend without llmrec: stock ``generate``, held to the table's SIDs.
 
     The last of them prints the ten best item ids. Scores are log-probabilities over the whole vocabulary; the end
     token is not scored, also where SIDs end at several depths.
@@ -120,15 +120,12 @@ def standalone_code(
     unequal = bool((table.codes < 0).any())
     order = "" if table.unique or not popularity else '.sort_by([("popularity", "descending")])'
     revision = f", revision={json.dumps(info['base_revision'])}" if info.get("base_revision") else ""
-    settings = f"pad_token_id={end}, eos_token_id={end}" + (
-        ", decoder_start_token_id=model.config.decoder_start_token_id" if seq2seq else ""
-    )
+    settings = f"pad_token_id={end}, eos_token_id={end}" + (", decoder_start_token_id=start" if seq2seq else "")
     lines = ["import pyarrow.parquet as pq", "import torch"]
     lines += ["from peft import PeftModel"] if adapter else []
     lines += [
         f"from transformers import {auto}, AutoTokenizer, GenerationConfig",
         "from transformers.utils import cached_file",
-        "",
         f"name, history = {_literal(name)}, {_literal(history)}",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
     ]
@@ -146,40 +143,41 @@ def standalone_code(
         'sids = dict(zip(table["item_id"], map(tokenizer.convert_tokens_to_ids, words)))',
         "trie = {}  # legal next tokens by the tokens before them",
         "for sid in sids.values():",
-        "    for i, token in enumerate(sid):",
-        "        trie.setdefault(tuple(sid[:i]), {})[token] = True",
+        "    for i in range(len(sid)): trie.setdefault(tuple(sid[:i]), {})[sid[i]] = True",
     ]
-    recent = f"for item in history[-{prompt['max_history']}:] for token in sids[item]"
+    lines += [f"prompt = [token for item in history[-{prompt['max_history']}:] for token in sids[item]]"]
     template = prompt["templates"].get("next_item", "{prompt}").replace("{domain}", prompt["domain"])
-    start = f"[{_start_token_id(tokenizer)}] + " if prompt["kind"] == "plain" else ""
-    if prompt["kind"] == "plain" and "next_item" not in prompt["templates"]:
-        lines += [f"prompt = {start}[token {recent}]"]
+    text = f'{_literal(template)}.replace("{{prompt}}", "".join(tokenizer.convert_ids_to_tokens(prompt)))'
+    if prompt["kind"] == "chat":
+        lines += [
+            f'chat = [{{"role": "user", "content": {text}}}]',
+            "prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, enable_thinking=False, "
+            "return_dict=False)",
+        ]
+    elif template != "{prompt}":
+        lines += [f"text = {text}"]
+        lines += [f"prompt = [{_start_token_id(tokenizer)}] + tokenizer.encode(text, add_special_tokens=False)"]
     else:
-        text = f'"".join(tokenizer.convert_ids_to_tokens(token) {recent})'
-        lines += [f'text = {_literal(template)}.replace("{{prompt}}", {text})']
-        if prompt["kind"] == "chat":
-            lines += [
-                'chat = [{"role": "user", "content": text}]',
-                "prompt = tokenizer.apply_chat_template(",
-                "    chat, add_generation_prompt=True, enable_thinking=False, return_dict=False)",
-            ]
-        else:
-            lines += [f"prompt = {start}tokenizer.encode(text, add_special_tokens=False)"]
+        lines[-1] = lines[-1].replace("prompt = ", f"prompt = [{_start_token_id(tokenizer)}] + ")
     skip = "1" if seq2seq else "len(prompt)"
-    free_end = (
-        f"logits_processor=[lambda _, s: s.index_fill(1, torch.tensor([{end}]), 0.0).where(s.isfinite(), s)], "
-        if unequal
-        else ""
-    )
+    lines += ["start = model.config.decoder_start_token_id"] if seq2seq else []
     lines += [
         f"model.generation_config = GenerationConfig({settings})",
-        "found = model.generate(torch.tensor([prompt]), "
-        f"prefix_allowed_tokens_fn=lambda _, ids: list(trie.get(tuple(ids[{skip}:].tolist()), [{end}])),",
-        f"    {free_end}num_beams={max(SNIPPET_BEAMS, min(10, sids))}, num_return_sequences={min(10, sids)}, "
-        f"length_penalty=0.0, do_sample=False, max_new_tokens={table.levels})",
-        f"best = [[token for token in ids if token != {end}] for ids in found[:, {skip}:].tolist()]",
-        "print([item for sid in best for item in sids if sids[item] == sid][:10])",
+        f"legal = lambda _, ids: list(trie.get(tuple(ids[{skip}:].tolist()), [{end}]))",
+        "found = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn=legal, do_sample=False,",
     ]
+    if unequal:  # the step that only ends a shorter SID must not lower its score
+        free = f"lambda _, s: s.index_fill(1, torch.tensor([{end}]), 0.0).where(s.isfinite(), s)"
+        lines += [f"    logits_processor=[{free}],"]
+    beams = max(SNIPPET_BEAMS, min(10, sids))
+    lines += [
+        f"    num_beams={beams}, num_return_sequences={min(10, sids)}, max_new_tokens={table.levels}, "
+        "length_penalty=0.0)",
+        f"print([item for ids in found[:, {skip}:].tolist() "
+        f"for item in sids if sids[item] == [t for t in ids if t != {end}]][:10])",
+    ]
+    if len(lines) < SNIPPET_LINES:
+        lines.insert(next(place for place, line in enumerate(lines) if line.startswith("name,")), "")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Publish a bundle: only its own files, in one commit."""
 
+import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -60,7 +61,9 @@ def push_to_hub(
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         stale = set(api.list_repo_files(repo_id)) - {*files, CARD_FILE}
         operations += [CommitOperationDelete(name) for name in sorted(stale) if is_bundle_file(name)]
-        api.create_commit(repo_id, operations, commit_message=commit_message)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # the SID table belongs to the model
+            api.create_commit(repo_id, operations, commit_message=commit_message)
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise InputError(f"{repo_id}: the hub refused the upload ({reason}); check the name and the login") from error
