@@ -14,6 +14,7 @@ METHODS = ("full", "lora", "qlora", "new_rows")
 SUPERVISE = ("history", "row")
 PROMPTS = ("plain", "chat")
 SID_INITS = ("mean", "text")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_mapping(value: dict[str, Any] | str | None, name: str) -> dict[str, Any]:
@@ -96,6 +97,7 @@ class RecipeArguments:
         _choose("supervise", self.supervise, SUPERVISE)
         _choose("prompt", self.prompt, PROMPTS)
         _choose("sid_init", self.sid_init, SID_INITS)
+        _choose("dtype", self.dtype, DTYPES)
         if self.protocol is not None:
             _choose("protocol", self.protocol, PROTOCOLS)
         if self.supervise == "history" and self.prompt == "chat":

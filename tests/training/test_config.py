@@ -1,0 +1,96 @@
+"""Recipe arguments: from YAML and flags, refused when they do not fit; and every YAML in the repository parses."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmrec.errors import InputError
+from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.parser import parse_recipe
+
+CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*/sft_*.yaml"))
+BASE = {"dataset": "data/x", "sids": "data/x/sids"}
+
+
+def parse(argv: list[str]) -> tuple[RecipeArguments, SFTRecipeConfig]:
+    return parse_recipe(argv, RecipeArguments, SFTRecipeConfig)
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(f"dataset: data/x\nsids: data/x/sids\noutput_dir: {tmp_path}/out\n{text}")
+        return str(path)
+
+    return write
+
+
+def test_there_are_configs() -> None:
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_config_parses(path: Path, tmp_path: Path) -> None:
+    arguments, training = parse(["--config", str(path), "--output_dir", str(tmp_path)])
+    assert arguments.dataset.startswith(("data/", "runs/"))
+    assert training.load_best_model_at_end, "validation chooses the checkpoint"
+
+
+def test_flag_wins_over_yaml_and_yaml_over_default(config) -> None:
+    path = config("learning_rate: 1e-3\nmax_history: 7\ntasks:\n  next_item: 1.0\n  sid_to_title: 0.5\n")
+    arguments, training = parse(["--config", path, "--max_history", "9", "--max_steps", "3"])
+    assert (arguments.max_history, training.learning_rate, training.max_steps) == (9, 1e-3, 3)
+    assert arguments.tasks == {"next_item": 1.0, "sid_to_title": 0.5}
+    assert arguments.supervise == "history"
+    assert parse(["--config", path, "--tasks", '{"title_to_sid": 2}'])[0].tasks == {"title_to_sid": 2.0}
+
+
+def test_precision_follows_the_device(config) -> None:
+    training = parse(["--config", config("")])[1]
+    assert training.bf16 is torch.cuda.is_available()
+    assert parse(["--config", config("bf16: true\nuse_cpu: true")])[1].bf16 is True
+    assert parse(["--config", config("use_cpu: true")])[1].dataloader_pin_memory is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learn_rate: 3", "unknown key 'learn_rate'"),
+        ("method: all", "method: 'all'; choose one of full, lora, qlora, new_rows"),
+        ("supervise: user", "supervise: 'user'; choose one of history, row"),
+        ("prompt: html", "prompt: 'html'; choose one of plain, chat"),
+        ("protocol: random", "protocol: 'random'; choose one of leave_one_out, temporal, provided"),
+        ("sid_init: zero", "sid_init: 'zero'; choose one of mean, text"),
+        ("prompt: chat", "supervise: history with prompt: chat would train other conditionals"),
+        ("residual_dropout: 1.0", r"residual_dropout: 1.0; it lies in \[0, 1\)"),
+        ("max_history: 0", "max_history: 0; a prompt keeps at least 1 item"),
+        ("eval_users: -1", "eval_users: -1; at least 1, or 0 for all"),
+        ("eval_ks: [5, 50]", r"eval_ks: \[5, 50\]; each lies between 1 and eval_beams \(20\)"),
+        ("tasks: {next_item: 0}", "tasks: next_item has weight 0.0; a weight is above 0"),
+        ("tasks: next_item", "--tasks 'next_item': not a JSON object"),
+        ("model_config: [1]", r"model_config: expected a mapping, found \[1\]"),
+        ("max_history: ten", "max_history"),
+    ],
+)
+def test_refusals(config, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What argparse itself refuses (a number that is none) ends the program with its own line."""
+    with pytest.raises((InputError, SystemExit)) as caught:
+        parse(["--config", config(text)])
+    found = str(caught.value) if isinstance(caught.value, InputError) else capsys.readouterr().err
+    assert re.search(message, found)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--config .*nowhere.yaml: no such file"):
+        parse(["--config", str(tmp_path / "nowhere.yaml")])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match="expected a mapping of keys to values"):
+        parse(["--config", str(tmp_path / "list.yaml")])
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(InputError, match="not readable as YAML"):
+        parse(["--config", str(tmp_path / "bad.yaml")])
+    with pytest.raises(InputError, match="no file behind it"):
+        parse(["--config"])

@@ -1,0 +1,51 @@
+"""An output folder belongs to one run; a killed one goes on, another is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from llmrec.errors import InputError
+from llmrec.training.run_folder import RUN_FILE, claim_run_folder
+
+RUN = {"dataset": "office", "seed": 0}
+
+
+def claim(path: Path, run: dict = RUN, *, overwrite: bool = False) -> str | None:
+    return claim_run_folder(path, run, overwrite=overwrite, finished="llmrec.json")
+
+
+def test_new_folder_is_claimed(tmp_path: Path) -> None:
+    assert claim(tmp_path / "run") is None
+    assert (tmp_path / "run" / RUN_FILE).is_file()
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    claim(tmp_path)
+    assert claim(tmp_path) is None, "killed before its first checkpoint"
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert claim(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    claim(tmp_path)
+    with pytest.raises(InputError, match=r"holds another run \(seed is 0 there, 1 here\).*--overwrite_output_dir true"):
+        claim(tmp_path, {**RUN, "seed": 1})
+    (tmp_path / "checkpoint-5").mkdir()
+    assert claim(tmp_path, {**RUN, "seed": 1}, overwrite=True) is None
+    assert not (tmp_path / "checkpoint-5").exists()
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    claim(tmp_path)
+    (tmp_path / "llmrec.json").touch()
+    with pytest.raises(InputError, match="holds this very run, finished"):
+        claim(tmp_path)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_foreign_files_are_neither_used_nor_deleted(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="so it is no run of llmrec"):
+        claim(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()
