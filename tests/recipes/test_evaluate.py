@@ -1,0 +1,97 @@
+"""recipes/evaluate.py: a bundle and a dataset folder in, rows and ranks out."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from bundle_kit import ITEMS, write_bundle
+from pens_dataset import write_pens
+
+from llmrec.data.folder import load_dataset
+from llmrec.decoding.recommender import LLMRecommender
+from llmrec.errors import InputError
+from llmrec.evaluation.evaluator import evaluate
+from llmrec.evaluation.results import read_ranks
+from llmrec.tasks.prompt import PromptForm
+
+main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "evaluate.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "pens_model"
+    write_bundle(path, PromptForm(domain="pens", max_history=4))
+    return path
+
+
+def run(bundle, dataset, out, *flags):
+    main(["--model", str(bundle), "--dataset", str(dataset), "--device", "cpu", "--output", str(out), *flags])
+    return json.loads(out.read_text())["results"]
+
+
+def test_the_model_and_the_baselines_beside_it(bundle, tmp_path, capsys):
+    dataset = write_pens(tmp_path / "pens")
+    flags = ["--num_beams", "20", "--score", "allowed", "--exclude_seen", "true"]
+    rows = run(bundle, dataset, tmp_path / "x.json", *flags)
+    assert [row["name"] for row in rows] == ["popularity", "item_knn", "transitions", "pens_model"]
+    settings = {
+        "dataset": "pens", "split": "test", "protocol": "leave_one_out", "exclude_seen": True, "score": "allowed",
+        "num_beams": 20, "seed": 0, "train": "recovered", "max_history": 4, "users": 30,
+    }  # fmt: skip
+    assert {key: rows[-1][key] for key in settings} == settings
+    assert rows[0]["exclude_seen"]
+    model = LLMRecommender.from_pretrained(bundle, device="cpu", score="allowed")
+    test = load_dataset(dataset).split("leave_one_out").test
+    expected = evaluate(model, test, items=ITEMS, ks=(5, 10), exclude_seen=True, progress=False)
+    assert rows[-1]["metrics"] == expected.metrics
+    assert read_ranks(f"{tmp_path / 'x.ranks.parquet'}:pens_model").tolist() == expected.ranks.tolist()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("transitions", "pens_model", "ndcg@10", "coverage@5"))
+
+
+def test_the_order_of_the_dataset_s_items_does_not_matter(bundle, tmp_path):
+    # Same walks over the same items, whose rows are turned round.
+    one = write_pens(tmp_path / "one")
+    other = write_pens(tmp_path / "other", order=list(range(ITEMS))[::-1])
+    flags = ["--baselines", "--name", "model"]
+    [a], [b] = run(bundle, one, tmp_path / "a.json", *flags), run(bundle, other, tmp_path / "b.json", *flags)
+    assert a["metrics"] == b["metrics"]
+    assert a["metrics"]["recall@10"] > 0
+
+
+def test_unknown_items_are_named_and_skipped_only_when_asked(bundle, tmp_path):
+    dataset = write_pens(tmp_path / "pens", extra=("new1", "new2"))
+    with pytest.raises(
+        InputError, match=r"does not know 2 items of the dataset: 'new1', 'new2'; .*--unknown_items skip"
+    ):
+        run(bundle, dataset, tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists()
+    rows = run(bundle, dataset, tmp_path / "x.json", "--unknown_items", "skip")
+    assert rows[-1]["unknown_items"] == "skip"
+    # Users 10 and 11 take an unknown item last.
+    assert read_ranks(f"{tmp_path / 'x.ranks.parquet'}:pens_model")[10:12].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", "popularity"], "system name 'popularity': taken"),
+        (["--baselines", "sasrec"], "unknown baseline 'sasrec'"),
+        (["--ks", "41"], "--ks 41: give cuts from 1 to the 40 items"),
+        (["--num_beams", "0"], "num_beams 0: at least 1"),
+        (["--max_history", "0"], "max_history 0"),
+        (["--protocol", "provided"], "no splits/ folder"),
+    ],
+)
+def test_bad_flags_are_refused_and_nothing_is_written(bundle, tmp_path, flags, message):
+    dataset = write_pens(tmp_path / "pens")
+    with pytest.raises(InputError, match=message):
+        run(bundle, dataset, tmp_path / "x.json", *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["pens"]
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    dataset = write_pens(tmp_path / "pens")
+    with pytest.raises(InputError, match="not a bundle"):
+        run(dataset, dataset, tmp_path / "x.json")
