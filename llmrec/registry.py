@@ -23,11 +23,11 @@ def resolve(name: str, table: Mapping[str, Any], kind: str) -> Any:
     """
     if name in table:
         return table[name]
-    if ":" not in name:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
         raise InputError(
             f"unknown {kind} {name!r}: choose one of {', '.join(sorted(table))}, or name your own as 'package.module:attribute'"
         )
-    module_name, _, attribute = name.partition(":")
     try:
         return getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

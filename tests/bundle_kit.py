@@ -6,15 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, T5Config
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+)
 from transformers import T5ForConditionalGeneration as T5
 
+from llmrec.hub import Bundle, save_bundle
 from llmrec.sids.table import SIDTable, pad_codes
 from llmrec.tasks.prompt import PromptForm
+from llmrec.training.adapters import attach_adapter
+from llmrec.training.rows import grow_rows
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
 ITEMS = 40
+PLAIN = PromptForm(max_history=3)
 TITLES = tuple(f'Item "{number}": a pen | <b>blue</b> & 70% off' for number in range(ITEMS))
 
 
@@ -93,6 +104,48 @@ def make_info(form: PromptForm, *, base_model: str = "tiny", method: str = "full
 
 def make_popularity() -> np.ndarray:
     return np.arange(ITEMS)[::-1].copy() // 2
+
+
+def write_bundle(
+    path: Path,
+    form: PromptForm,
+    *,
+    shared: bool = False,
+    tied: bool = True,
+    t5: bool = False,
+    method: str = "full",
+    base: Path | None = None,
+    base_name: str = "tiny",
+    padding: int = 0,
+    generation: GenerationConfig | None = None,
+) -> Bundle:
+    """Save a bundle and return what was saved. An adapter's base is written to ``base``, as it was before it had SIDs.
+
+    ``padding``: rows of the base behind its tokenizer's, as published models have them.
+    """
+    table = make_table(shared=shared)
+    tokenizer = make_tokenizer(table)
+    vocab = SIDVocab(tokenizer, table, popularity=make_popularity())
+    model: Any
+    if method == "full":
+        model = make_t5(len(tokenizer)) if t5 else make_model(len(tokenizer), tied=tied)
+        if generation is not None:
+            model.generation_config = generation
+    else:
+        assert base is not None
+        make = make_t5 if t5 else make_model
+        model = make(len(make_tokenizer(None)) + padding, **({} if t5 else {"tied": tied}))
+        model.save_pretrained(base)
+        base_name = str(base) if base_name == "tiny" else base_name
+        grow_rows(model, tokenizer)
+        model = attach_adapter(model, vocab, method=method, rank=2)
+        spread_weights(model, seed=1)
+        model.eval()
+    rows = model.get_input_embeddings().weight.shape[0]
+    saved = {"table": table, "tokenizer": tokenizer, "titles": TITLES, "info": make_info(form, vocab_rows=rows)}
+    saved["info"].update(method=method, base_model=base_name)
+    save_bundle(path, model=model, popularity=make_popularity(), **saved)
+    return Bundle(model, tokenizer, vocab, table, saved["info"], TITLES)
 
 
 def exact_scores(model: Any, prompt: list[int], vocab: SIDVocab) -> list[float]:

@@ -1,5 +1,6 @@
 """Bundles: round trips, refusals, and what a stranger with the hub and the card alone gets from them."""
 
+import ast
 import json
 import os
 import re
@@ -18,16 +19,17 @@ import pytest
 import torch
 from bundle_kit import (
     ITEMS,
+    PLAIN,
     TITLES,
     exact_top,
     folder_files,
     make_info,
     make_model,
     make_popularity,
-    make_t5,
     make_table,
     make_tokenizer,
     spread_weights,
+    write_bundle,
 )
 from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard
@@ -40,59 +42,15 @@ from llmrec.errors import InputError
 from llmrec.hub import INFO_FILE, Bundle, load_bundle, push_to_hub, save_bundle, save_card, save_sidecars
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm
-from llmrec.training.adapters import attach_adapter
 from llmrec.training.rows import grow_rows
 from llmrec.vocab import SIDVocab
 
-PLAIN = PromptForm(max_history=3)
 CHAT = PromptForm.named("chat", domain='pens of "any" kind', max_history=3)
 WRAPPED = PromptForm("plain", "pens", {"next_item": "A customer took {prompt}, next:"}, 2)
 SABOTAGE = GenerationConfig(
     do_sample=True, temperature=3.0, top_k=2, top_p=0.1, repetition_penalty=9.0, no_repeat_ngram_size=1,
     num_beams=2, length_penalty=5.0, min_new_tokens=9, suppress_tokens=[305], pad_token_id=0, eos_token_id=0,
 )  # fmt: skip
-
-
-def write_bundle(
-    path: Path,
-    form: PromptForm,
-    *,
-    shared: bool = False,
-    tied: bool = True,
-    t5: bool = False,
-    method: str = "full",
-    base: Path | None = None,
-    base_name: str = "tiny",
-    padding: int = 0,
-    generation: GenerationConfig | None = None,
-) -> Bundle:
-    """Save a bundle and return what was saved. An adapter's base is written to ``base``, as it was before it had SIDs.
-
-    ``padding``: rows of the base behind its tokenizer's, as published models have them.
-    """
-    table = make_table(shared=shared)
-    tokenizer = make_tokenizer(table)
-    vocab = SIDVocab(tokenizer, table, popularity=make_popularity())
-    model: Any
-    if method == "full":
-        model = make_t5(len(tokenizer)) if t5 else make_model(len(tokenizer), tied=tied)
-        if generation is not None:
-            model.generation_config = generation
-    else:
-        assert base is not None
-        make = make_t5 if t5 else make_model
-        model = make(len(make_tokenizer(None)) + padding, **({} if t5 else {"tied": tied}))
-        model.save_pretrained(base)
-        base_name = str(base) if base_name == "tiny" else base_name
-        grow_rows(model, tokenizer)
-        model = attach_adapter(model, vocab, method=method, rank=2)
-        spread_weights(model, seed=1)
-        model.eval()
-    rows = model.get_input_embeddings().weight.shape[0]
-    saved = {"table": table, "tokenizer": tokenizer, "titles": TITLES, "info": make_info(form, vocab_rows=rows)}
-    saved["info"].update(method=method, base_model=base_name)
-    save_bundle(path, model=model, popularity=make_popularity(), **saved)
-    return Bundle(model, tokenizer, vocab, table, saved["info"], TITLES)
 
 
 def logits(bundle: Bundle, form: PromptForm) -> torch.Tensor:
@@ -232,6 +190,19 @@ def test_load_from_the_hub_gives_the_same_logits(published: dict[str, Bundle], n
     assert loaded.titles == TITLES
 
 
+def test_card_code_for_llmrec_gives_the_same_items(
+    hub: HubServer, published: dict[str, Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = hub.repos["someone/lora-chat-shared"].files["README.md"].decode()
+    code = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)[0]
+    assert len(code.splitlines()) <= 5
+    exec(compile(code, "card", "exec"), {})
+    printed = [ast.literal_eval(line)["item_id"] for line in capsys.readouterr().out.splitlines()]
+    bundle = published["lora-chat-shared"]
+    prompt = CHAT.encode_history(bundle.tokenizer, bundle.vocab, [0, 1])
+    assert printed == exact_top(bundle.model, prompt, bundle.vocab)
+
+
 def test_a_push_carries_the_bundle_alone(hub: HubServer, published: dict[str, Bundle]) -> None:
     assert sorted(hub.repos["someone/lora-tied"].files) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "llmrec.json",
@@ -297,7 +268,6 @@ def test_full_bundle_round_trip_keeps_weights_tied_and_everything_beside_them(tm
 @pytest.mark.parametrize("tied", [True, False])
 def test_adapter_round_trip_on_a_local_base(tmp_path: Path, tied: bool) -> None:
     saved = write_bundle(tmp_path / "bundle", PLAIN, method="lora", tied=tied, base=tmp_path / "base")
-    state = torch.random.get_rng_state()
     loaded = load_bundle(tmp_path / "bundle", is_trainable=True)
     assert isinstance(loaded.model, PeftModel)
     assert loaded.model.training
@@ -306,7 +276,6 @@ def test_adapter_round_trip_on_a_local_base(tmp_path: Path, tied: bool) -> None:
     assert torch.equal(logits(loaded, PLAIN), logits(saved, PLAIN))
     settings = read_json(tmp_path / "bundle" / "adapter_config.json", "adapter config")
     assert settings["base_model_name_or_path"] == str(tmp_path / "base")
-    del state
 
 
 def test_adapter_is_merged_without_a_change(tmp_path: Path) -> None:

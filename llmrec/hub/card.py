@@ -97,7 +97,7 @@ def standalone_code(
     popularity: bool,
     architecture: str,
 ) -> str:
-    """Return at most `SNIPPET_LINES` lines that recommend without llmrec: stock ``generate``, held to the table's SIDs.
+    """Return at most `SNIPPET_LINES` lines that recommend without llmrec: stock ``generate``, held to the SIDs.
 
     The last of them prints the ten best item ids. Scores are log-probabilities over the whole vocabulary; the end
     token is not scored, also where SIDs end at several depths.
