@@ -174,7 +174,7 @@ def build(
             )
         collected = collected.keep(mask)
     collected = collected.keep(k_core(collected.users, collected.items, rules.k_core), "k_core")
-    interactions, seen = _interactions(collected, has_times=has_times)
+    interactions, seen = _interactions(collected, rules, has_times=has_times)
     item_ids = seen
     if everything:
         rest = texts if whole_catalogue else [item_id for item_id in texts if item_id not in set(seen)]
@@ -192,14 +192,17 @@ def build(
     return Imported(catalog, interactions, import_notes(rules, collected, repairs), dict(repairs.examples))
 
 
-def _interactions(collected: Collected, *, has_times: bool) -> tuple[Interactions, tuple[str, ...]]:
+def _interactions(
+    collected: Collected, rules: ImportRules, *, has_times: bool
+) -> tuple[Interactions, tuple[str, ...]]:
     """Interactions over users and items in order of first appearance, and the ids of those items."""
     counts = np.bincount(collected.users) if len(collected) else np.zeros(1, dtype=np.int64)
     if counts.max() < FEWEST:
-        filters = name_rules(collected.dropped)
+        remedies = [f"loosen {name_rules(collected.dropped)}"] if collected.dropped else []
+        remedies += ["raise --limit"] if rules.limit is not None else []
         raise InputError(
             f"{collected.path}: of {collected.read} interactions {len(collected)} are left, and no user has "
-            f"{FEWEST} of them; {f'loosen {filters}' if filters else 'the source is too small'} or raise --limit"
+            f"{FEWEST} of them; {' or '.join(remedies) or 'take a larger source'}"
         )
     users, user_names = _renumber(collected.users)
     items, item_names = _renumber(collected.items)

@@ -65,7 +65,7 @@ def require_file(path: str | Path, what: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the {what}")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the {what} is empty; download or copy it again")
+        raise InputError(f"{path}: it is empty; expected the {what}: download or copy it again")
     return path
 
 
@@ -114,7 +114,7 @@ def read_lines(
                 f"{place}: damaged or cut off after line {number} ({error}); download the {what} again"
             ) from error
     if not found:
-        raise InputError(f"{place}: the {what} is empty; download or copy it again")
+        raise InputError(f"{place}: it is empty; expected the {what}: download or copy it again")
 
 
 def _open(stack: contextlib.ExitStack, path: Path, member: str | None) -> tuple[IO[bytes], IO[bytes], int]:
@@ -326,7 +326,7 @@ def _open_parquet(path: Path, what: str) -> Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error}); make the {what} again") from error
     if file.metadata.num_rows == 0:
-        raise InputError(f"{path}: the {what} is empty; it has columns but no rows")
+        raise InputError(f"{path}: it is empty; it has the columns of the {what} but no rows")
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         number = 0

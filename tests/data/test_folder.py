@@ -122,7 +122,7 @@ def test_other_files_are_never_replaced(folder: Path, tmp_path: Path):
     other.mkdir()
     check_free(other)
     (other / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds files but no manifest.json"):
+    with pytest.raises(InputError, match=r"holds files but no manifest\.json"):
         check_free(other)
     with pytest.raises(InputError, match="is a file"):
         check_free(other / "thesis.txt")
@@ -172,8 +172,16 @@ def test_a_changed_or_cut_file_is_refused(folder: Path):
     ("name", "change", "message"),
     [
         ("items.parquet", lambda t: t.drop(["title"]), "no column 'title'; it has item_id, brand"),
-        ("items.parquet", lambda t: replaced(t, "item_id", pa.array([1, 2, 3, 4])), "'item_id' is int64, expected string"),
-        ("items.parquet", lambda t: replaced(t, "title", pa.array(["x", None, "y", "z"])), "'title' has 1 empty values"),
+        (
+            "items.parquet",
+            lambda t: replaced(t, "item_id", pa.array([1, 2, 3, 4])),
+            "'item_id' is int64, expected string",
+        ),
+        (
+            "items.parquet",
+            lambda t: replaced(t, "title", pa.array(["x", None, "y", "z"])),
+            "'title' has 1 empty values",
+        ),
         ("items.parquet", lambda t: replaced(t, "title", pa.array(["x", " ", "y", "z"])), "'b' .* has a blank title"),
         ("items.parquet", lambda t: replaced(t, "item_id", pa.array(list("abca"))), "item_id 'a' stands twice"),
         ("interactions.parquet", lambda t: t.drop(["timestamp"]), "no column 'timestamp'"),

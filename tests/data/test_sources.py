@@ -50,8 +50,8 @@ def test_gzip_and_zip(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "the text is empty"),
-        ("a.txt", b"\n \n", "the text is empty"),
+        ("a.txt", b"", "it is empty; expected the text"),
+        ("a.txt", b"\n \n", "it is empty; expected the text"),
         ("a.txt", b"ok\n\xff\xfe\n", "not utf-8-sig text"),
         ("a.txt.gz", gzip.compress(b"line\n" * 1000)[:40], "damaged or cut off after line"),
         ("a.txt.gz", b"plain text", "damaged or cut off after line 0"),
@@ -106,7 +106,7 @@ def test_what_the_csv_module_writes_is_read(delimiter, letters, data):
         ("a.csv", 'a,b\n1,"2\n', None),
         ("a.csv", "a,a\n1,2\n", "column 'a' stands twice"),
         ("a.xlsx", "a,b\n", "cannot tell the form of the table from its name"),
-        ("a.csv", "\n\n", "the table is empty"),
+        ("a.csv", "\n\n", "it is empty; expected the table"),
         ("a.jsonl", '{"a": 1}\n[2]\n', "line 2 is no JSON object"),
         ("a.json", "[1, 2]", "expected the table as JSON objects"),
         ("a.json", '[{"a": 1}', "not a readable table"),
@@ -157,7 +157,7 @@ def test_parquet(tmp_path: Path):
     pq.write_table(pa.table({"a": [1, None], "b": ["x", "y"]}), tmp_path / "a.parquet")
     assert rows(tmp_path / "a.parquet") == [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match="the table is empty"):
+    with pytest.raises(InputError, match="it is empty"):
         open_table(tmp_path / "b.parquet", "table")
 
 
