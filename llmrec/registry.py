@@ -26,7 +26,8 @@ def resolve(name: str, table: Mapping[str, Any], kind: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError(
-            f"unknown {kind} {name!r}: choose one of {', '.join(sorted(table))}, or name your own as 'package.module:attribute'"
+            f"unknown {kind} {name!r}: choose one of {', '.join(sorted(table))}, or name your own as "
+            "'package.module:attribute'"
         )
     try:
         return getattr(import_module(module_name), attribute)
