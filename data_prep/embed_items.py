@@ -29,6 +29,7 @@ from llmrec.embeddings.store import load_manifest, manifest_path, save_embedding
 from llmrec.embeddings.text import DTYPES, POOLINGS, encode_texts, load_encoder
 from llmrec.embeddings.tfidf import embed_tfidf
 from llmrec.errors import InputError, run_command
+from llmrec.launch import check_launch
 
 DEFAULT_COLUMNS = ("title", "brand", "categories")
 SEPARATOR = ". "
@@ -52,7 +53,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     hf.add_argument("--revision", help="branch, tag or commit on the hub")
     hf.add_argument("--pooling", choices=tuple(POOLINGS), default="mean", help="last suits causal models")
     hf.add_argument("--max_length", type=int, default=256, help="most tokens of a text; the rest is cut off")
-    hf.add_argument("--max_tokens", type=int, default=16384, help="most tokens of a batch, padding included")
+    hf.add_argument(
+        "--max_tokens", type=int, help="most tokens of a batch, padding included (default: 4096 on a CPU, else 32768)"
+    )
     hf.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     hf.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     hf.add_argument("--no_cache", action="store_true", help="encode every row and leave no cache behind")
@@ -91,6 +94,7 @@ def embed_with_model(
     args: argparse.Namespace, texts: list[str], manifest: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any]] | None:
     """Encode with all processes; the first returns vectors and manifest, the others None."""
+    check_launch()
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     # Processes wait for the slowest one at the end, for as long as its share takes.
@@ -108,9 +112,11 @@ def embed_with_model(
     if state:
         state.wait_for_everyone()
     cache = RowCache(folder)
-    encode_texts(encoder, texts, cache=cache, max_tokens=args.max_tokens, process=rank, processes=world)
+    max_tokens = args.max_tokens if args.max_tokens is not None else (4096 if encoder.device.type == "cpu" else 32768)
+    encode_texts(encoder, texts, cache=cache, max_tokens=max_tokens, process=rank, processes=world)
     if state:
         state.wait_for_everyone()
+        state.destroy_process_group()
     if rank != 0:
         return None
     vectors = cache.gather([row_key(text, encoder.identity) for text in texts])

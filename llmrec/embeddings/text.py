@@ -93,6 +93,11 @@ class TextEncoder:
         }
 
     @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.model.parameters()).device
+
+    @property
     def identity(self) -> str:
         """Everything that changes a vector but the text; a local model is known by its contents, not by its path."""
         name = "" if self.revision.startswith("sha256:") else self.name
@@ -126,8 +131,7 @@ class TextEncoder:
         for index, row in enumerate(token_ids):
             ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = 1
-        device = next(self.model.parameters()).device
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = ids.to(self.device), mask.to(self.device)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = POOLINGS[self.pooling](hidden, mask)
         if self.normalize:
@@ -178,7 +182,7 @@ def load_encoder(
     fewest = tokenizer.num_special_tokens_to_add() + 1
     most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**9)
     if not fewest <= max_length <= most:
-        raise InputError(f"max_length {max_length}: encoder {name!r} takes {fewest} to {most} tokens")
+        raise InputError(f"max_length {max_length}: encoder {name!r} takes {fewest} to {most} tokens; set --max_length")
     tokenizer.truncation_side = "right"
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
@@ -213,7 +217,7 @@ def encode_texts(
     texts: Sequence[str],
     *,
     cache: RowCache,
-    max_tokens: int = 16384,
+    max_tokens: int = 4096,
     process: int = 0,
     processes: int = 1,
 ) -> None:
@@ -232,8 +236,10 @@ def encode_texts(
         processes: how many there are.
 
     Raises:
-        InputError: a text without tokens, or a vector with NaN or infinite values.
+        InputError: ``max_tokens`` below 1, a text without tokens, or a vector with NaN or infinite values.
     """
+    if max_tokens < 1:
+        raise InputError(f"max_tokens {max_tokens}: a batch holds at least 1 token")
     key_of = {text: row_key(text, encoder.identity) for text in texts}
     done = cache.keys()
     distinct = list(key_of)

@@ -163,11 +163,12 @@ class SIDTable:
             table = pq.read_table(file, columns=["item_id", "codes"])
             sizes = tuple(config["codebook_sizes"])
             rows = table.column("codes").to_pylist()
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
+            codes = pad_codes(rows, len(sizes))
+        except (pa.ArrowInvalid, KeyError, OSError, TypeError, ValueError) as error:
             raise InputError(f"{file}: not a readable SID table ({error}); make it again") from error
         loaded = cls(
             tuple(table.column("item_id").to_pylist()),
-            pad_codes(rows, len(sizes)),
+            codes,
             sizes,
             config.get("method", "unknown"),
             config.get("settings", {}),
@@ -204,9 +205,11 @@ class SIDTable:
         for item_id in item_ids:
             if item_id not in index:
                 raise InputError(f"{path}: no SID for item {item_id!r}; the index is of another catalogue")
+            if not isinstance(index[item_id], list):
+                raise InputError(f"{path}: item {item_id!r} has {index[item_id]!r}; expected a list of tokens")
             codes = []
             for level, token in enumerate(index[item_id]):
-                match = _TOKEN.fullmatch(token)
+                match = _TOKEN.fullmatch(token) if isinstance(token, str) else None
                 if match is None or LEVEL_LETTERS.index(match[1]) != level:
                     raise InputError(
                         f"{path}: item {item_id!r} has token {token!r} at level {level}; expected "
