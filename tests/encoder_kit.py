@@ -14,7 +14,23 @@ from llmrec.data.interactions import Interactions
 from llmrec.data.items import Catalog
 
 ROOT = Path(__file__).parents[1]
-WORDS = "red green blue pen paper stapler desk lamp chair gel ink wood metal small large set of the office acme".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "pen",
+    "paper",
+    "stapler",
+    "desk",
+    "lamp",
+    "gel",
+    "ink",
+    "wood",
+    "metal",
+    "small",
+    "set",
+]
+WORDS += ["large", "of", "the", "office", "acme"]
 
 
 def script(name: str) -> Callable[[Sequence[str]], None]:

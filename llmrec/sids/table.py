@@ -217,7 +217,11 @@ class SIDTable:
                     )
                 codes.append(int(match[2]))
             rows.append(codes)
-        codes = pad_codes(rows, max(len(row) for row in rows))
+        longest = max(len(row) for row in rows)
+        levels = len(codebook_sizes) if codebook_sizes else longest
+        if longest > levels:
+            raise InputError(f"{path}: a SID of {longest} tokens, but codebook_sizes names {levels} levels")
+        codes = pad_codes(rows, levels)
         sizes = tuple(codebook_sizes) if codebook_sizes else tuple((codes.max(axis=0) + 1).tolist())
         return cls(tuple(item_ids), codes, sizes, "published", {"index": Path(path).name})
 

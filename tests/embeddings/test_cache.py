@@ -17,9 +17,7 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path: Path):
     cache.flush()
     later = RowCache(tmp_path / "cache")
     assert later.keys() == set(KEYS)
-    np.testing.assert_array_equal(
-        later.gather([KEYS[2], KEYS[0], KEYS[2], KEYS[1]]), [[5, 6], [1, 2], [5, 6], [3, 4]]
-    )
+    np.testing.assert_array_equal(later.gather([KEYS[2], KEYS[0], KEYS[2], KEYS[1]]), [[5, 6], [1, 2], [5, 6], [3, 4]])
 
 
 def test_rows_are_written_when_their_time_has_come(tmp_path: Path):

@@ -11,8 +11,15 @@ from reference.slow_embeddings import slow_encode
 
 from llmrec.embeddings.cache import RowCache, row_key
 from llmrec.embeddings.text import (
-    TextEncoder, encode_texts, folder_fingerprint, length_batches, load_encoder, pool_cls, pool_last, pool_mean,
-)  # fmt: skip
+    TextEncoder,
+    encode_texts,
+    folder_fingerprint,
+    length_batches,
+    load_encoder,
+    pool_cls,
+    pool_last,
+    pool_mean,
+)
 from llmrec.errors import InputError
 
 TEXTS = small_catalog(40).texts(["title", "brand"])
@@ -139,7 +146,12 @@ def test_equal_texts_are_encoded_once(bert: Path, tmp_path: Path):
 def test_other_weights_or_settings_share_no_rows(bert: Path, tmp_path: Path):
     embed(counting(bert), TEXTS, tmp_path / "cache")
     other = write_encoder(tmp_path / "other", seed=1)
-    for path, options in ((other, {}), (bert, {"pooling": "cls"}), (bert, {"max_length": 9}), (bert, {"dtype": "bfloat16"})):
+    for path, options in (
+        (other, {}),
+        (bert, {"pooling": "cls"}),
+        (bert, {"max_length": 9}),
+        (bert, {"dtype": "bfloat16"}),
+    ):
         encoder = counting(path, **options)
         embed(encoder, TEXTS, tmp_path / "cache")
         assert encoder.encoded == len(set(TEXTS)), options
@@ -173,10 +185,12 @@ def test_shares_of_several_processes_make_the_whole(bert: Path, tmp_path: Path, 
 def test_nan_is_refused_before_it_is_cached(bert: Path, tmp_path: Path):
     encoder = load_encoder(str(bert))
     with torch.no_grad():
-        next(encoder.model.parameters())[5:8] = torch.nan  # some words
-    with pytest.raises(InputError, match=r"in float32: \d+ of \d+ embeddings hold NaN"):
-        embed(encoder, TEXTS, tmp_path)
-    assert all(np.isfinite(RowCache(tmp_path).gather([key])).all() for key in RowCache(tmp_path).keys())
+        encoder.model.get_input_embeddings().weight[encoder.tokenizer.convert_tokens_to_ids("ink")] = torch.nan
+    with pytest.raises(InputError, match=r"in float32: 1 of 1 embeddings hold NaN"):
+        embed(encoder, ["red pen", "blue gel pen", "ink"], tmp_path, max_tokens=5)  # three batches, the longest first
+    cached = RowCache(tmp_path)
+    assert cached.keys() == {row_key(text, encoder.identity) for text in ("red pen", "blue gel pen")}
+    assert np.isfinite(cached.gather(list(cached.keys()))).all()
 
 
 def test_a_text_without_tokens_is_named(qwen: Path, tmp_path: Path):

@@ -35,11 +35,11 @@ def slow_reassign_nearest(codes: list[tuple[int, ...]], costs: np.ndarray) -> li
     result = list(codes)
     waiting = []
     for sid, rows in members.items():
-        ordered = sorted(rows, key=lambda row: (costs[row, sid[-1]], row))  # noqa: B023
+        ordered = sorted(rows, key=lambda row: (costs[row, sid[-1]], row))
         waiting.extend(ordered[1:])
     for row in sorted(waiting, key=lambda row: (costs[row, codes[row][-1]], row)):
         prefix = codes[row][:-1]
         used = {other[-1] for other in result if other[:-1] == prefix}
         free = [code for code in range(costs.shape[1]) if code not in used]
-        result[row] = (*prefix, min(free, key=lambda code: (costs[row, code], code)))  # noqa: B023
+        result[row] = (*prefix, min(free, key=lambda code: (costs[row, code], code)))
     return result
