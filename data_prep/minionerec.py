@@ -34,6 +34,16 @@ def read_list(row: Mapping[str, Any], column: str, place: str) -> list[Any]:
     return values
 
 
+def read_sids(path: Path) -> dict[str, str]:
+    """Return the SIDs of an index JSON as text."""
+    sids = {}
+    for item_id, tokens in read_json_pairs(path, "SID index"):
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise InputError(f"{path}: item {item_id!r} has SID {tokens!r:.60}; expected a list of tokens")
+        sids[item_id] = "".join(tokens)
+    return sids
+
+
 def read_split(
     table: Table, *, limit: int | None, titles: Mapping[str, str], sids: Mapping[str, str], repairs: Repairs
 ) -> Iterator[PublishedRow]:
@@ -88,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables[split].require(["user_id", "history_item_id", "item_id"])
 
     records = list(json_records(items_path))
-    titles = {record.item_id: str(record.fields.get("title") or "") for record in records}
-    sids = {item_id: "".join(tokens) for item_id, tokens in read_json_pairs(index_path, "SID index")}
+    titles = {record.item_id: str(record.fields.get("title") or "") for record in reversed(records)}
+    sids = read_sids(index_path)
     texts = read_items(records, path=items_path, repairs=repairs)
     catalog = build_catalog(sort_ids(texts), texts, repairs=repairs, path=items_path)
     table = SIDTable.from_index_json(index_path, item_ids=catalog.item_ids) if args.sids_out else None
