@@ -585,6 +585,15 @@ def test_save_refuses_a_bad_manifest(tmp_path: Path, case: str) -> None:
         save_sidecars(tmp_path / "run", tokenizer=tokenizer, table=make_table(), info=info)
 
 
+def test_metrics_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(make_table())
+    metrics = [{"dataset": "x", "split": "test", "metrics": {"recall@10": np.float32(0.5), "hits": np.int64(3)}}]
+    info = make_info(PLAIN, vocab_rows=len(tokenizer), metrics=metrics)
+    save_sidecars(tmp_path, tokenizer=tokenizer, table=make_table(), info=info)
+    saved = read_json(tmp_path / INFO_FILE, "manifest")
+    assert saved["metrics"][0]["metrics"] == {"recall@10": 0.5, "hits": 3}
+
+
 def test_save_refuses_a_model_with_other_rows(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(make_table())
     model, info = make_model(400), make_info(PLAIN, vocab_rows=500)

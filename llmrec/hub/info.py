@@ -68,20 +68,21 @@ def complete_info(info: Mapping[str, Any], *, table: SIDTable) -> dict[str, Any]
         raise InputError(f"{INFO_FILE}: vocab_rows is {info['vocab_rows']!r}; give the rows of the embedding table")
     dataset = dict(info["dataset"])
     table.check_catalog(dataset.setdefault("catalog_hash", table.catalog_hash), path=INFO_FILE)
+    derived = ("format_version", "llmrec_version", "sid_hash", "catalog_hash", "versions", "commit")
     sids = {"method": table.method, "levels": table.levels, "codebook_sizes": list(table.codebook_sizes)}
     quality = {"quality": dict(table.quality)} if table.quality else {}
-    own_versions = versions()
+    found = info.get("versions") or versions()
     return {
         "format_version": FORMAT_VERSION,
-        "llmrec_version": own_versions.get("llmrec", "unknown"),
+        "llmrec_version": found.get("llmrec", "unknown"),
         "sid_hash": table.hash,
         "catalog_hash": table.catalog_hash,
         "base_revision": None,
         "supervise": None,
         "tasks": None,
-        "versions": own_versions,
-        "commit": git_commit(),
-        **{key: value for key, value in info.items() if key not in ("format_version", "sid_hash", "catalog_hash")},
+        "versions": found,
+        "commit": info["commit"] if "commit" in info else git_commit(),
+        **{key: value for key, value in info.items() if key not in derived},
         "dataset": dataset,
         "sids": {**quality, **info.get("sids", {}), **sids, "sid_hash": table.hash, "unique": table.unique},
         "metrics": [_check_metrics(row) for row in info.get("metrics") or ()],
@@ -100,7 +101,7 @@ def _check_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
                 f"{INFO_FILE}: metric {name!r} is a {type(value).__name__}; a bundle holds one number a metric, never "
                 "values by user"
             )
-    return dict(row)
+    return {**row, "metrics": {name: float(value) for name, value in row["metrics"].items()}}
 
 
 def read_info(path: Path) -> dict[str, Any]:
