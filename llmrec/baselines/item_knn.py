@@ -42,6 +42,7 @@ class ItemKNN(Baseline):
         users = np.repeat(np.arange(len(histories)), lengths)
         age = np.cumsum(lengths)[users] - 1 - np.arange(len(flat))
         shape = (len(histories), self.items)
-        scores = sparse.csr_array((self.recency ** age.astype(float), (users, flat)), shape=shape) @ self._cosine
+        weights = sparse.csr_array((self.recency ** age.astype(float), (users, flat)), shape=shape)
+        scores = sparse.csr_array(weights @ self._cosine)
         scores.data = np.round(scores.data, 12)  # equal sums in another order differ in the last bit: keep them ties
         return scores
