@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.slow_data import slow_drop_repeats
 
@@ -140,6 +140,7 @@ def test_repeats_by_hand():
     assert drop_repeats(collected, "last").lines.tolist() == [1, 3]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=25),
     st.sampled_from(["first", "last"]),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.slow_data import slow_k_core
 
@@ -57,6 +57,7 @@ def test_k_core_falls_like_dominoes():
     assert k_core(users, items, 2).tolist() == [True, True, True, True, False]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=30), st.integers(0, 4))
 def test_k_core_is_the_slow_one(pairs, k):
     users = np.array([user for user, _ in pairs], dtype=np.int64)

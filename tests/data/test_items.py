@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.data.items import Catalog
@@ -43,6 +43,7 @@ def test_an_illegal_catalogue_does_not_construct(ids, columns, message):
         Catalog(ids, columns)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, unique=True))
 def test_row_of_is_the_inverse_of_ids(ids):
     catalog = Catalog(tuple(ids), {"title": ("t",) * len(ids)})

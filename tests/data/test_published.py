@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.data.import_rules import Repairs
@@ -59,6 +59,7 @@ def test_rows_join_by_hand(rows, items, ends, odd):
     assert join_rows(rows, longest=3) == Joined(items, ends, odd)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=12), st.integers(1, 4), st.data())
 def test_joining_undoes_the_cut_into_rows(items, longest, data):
     first = data.draw(st.integers(1, len(items) - 1))
@@ -96,6 +97,7 @@ def test_no_recovered_history_reaches_over_a_held_target():
     assert left_out == 0  # 4 is the first item of the second history, so it would have been no target.
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(2, 12), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4))
 def test_recovered_rows_never_show_what_is_held_out(users):
     # Every interaction is an item of its own: a history or target out of place cannot hide.

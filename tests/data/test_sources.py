@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.data.sources import (
@@ -88,6 +88,7 @@ def test_a_quoted_field_may_go_on_in_the_next_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("delimiter", "letters"), [(",", "ab\"', \t\n"), ("\t", "ab\"', \t")])
+@settings(deadline=None)
 @given(data=st.data())
 def test_what_the_csv_module_writes_is_read(delimiter, letters, data):
     cells = st.text(letters).map(lambda text: re.sub(r"\n\s*", "\n", f"x{text}y"))  # No blank lines: they are skipped.

@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.slow_data import slow_leave_one_out, slow_temporal
 
@@ -37,6 +37,7 @@ def test_leave_one_out_by_hand():
     assert plain(leave_one_out(build(events), max_history=1).test) == [(0, (3,), 4)]
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_leave_one_out_is_the_slow_one(events):
     interactions = build(events)
@@ -45,6 +46,7 @@ def test_leave_one_out_is_the_slow_one(events):
     assert (plain(splits.train), plain(splits.valid), plain(splits.test)) == (train, valid, test)
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_temporal_is_the_slow_one(events):
     interactions = build(events)
@@ -56,6 +58,7 @@ def test_temporal_is_the_slow_one(events):
     assert [row.items for row in cut.test] == [items[-2:] for _, items, _ in test]
 
 
+@settings(deadline=None)
 @given(EVENTS, st.sampled_from([leave_one_out, temporal]))
 def test_sequences_hold_training_targets_alone(events, protocol):
     # Every interaction gets an item of its own, so that a leak could not hide behind a repeat.
@@ -120,6 +123,7 @@ def test_chain_joins_rows_that_continue_each_other():
     assert chain(rows) == [(1, 2, 3, 4), (7, 8, 9), (5, 6, 1)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), max_size=4), st.integers(1, 5))
 def test_chain_undoes_the_cut_into_rows(sequences, longest):
     rows = [
