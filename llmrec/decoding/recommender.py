@@ -244,7 +244,7 @@ class LLMRecommender:
         items = trie.rows[trie.first_row[leaves.flatten()[beam]] + within]
         request = beam // leaves.shape[1]
         if excluded is not None:
-            seen = torch.tensor([user * self.items + row for user, rows_ in enumerate(excluded) for row in rows_])
+            seen = torch.tensor([user * self.items + row for user, gone in enumerate(excluded) for row in gone])
             keep = ~torch.isin(request * self.items + items, seen.long())
             beam, items, request = beam[keep], items[keep], request[keep]
         place = torch.arange(len(items)) - torch.searchsorted(request, request)

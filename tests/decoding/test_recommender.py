@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from reference.slow_decoding import score_item
 
 from llmrec.decoding.recommender import LLMRecommender
@@ -140,3 +141,15 @@ def test_bad_settings_are_refused(build, settings):
     [(name, value)] = settings.items()
     with pytest.raises(InputError, match=f"{name} {value!r}"):
         build(**settings)
+
+
+def test_an_adapter_and_a_model_set_up_for_training_answer_alike(build):
+    expected = build().recommend(HISTORIES, 5).tolist()
+    recommender = build()
+    recommender.model.gradient_checkpointing_enable()
+    recommender.model.config.use_cache = False
+    recommender.model.train()
+    assert recommender.recommend(HISTORIES, 5).tolist() == expected
+    recommender = build()
+    recommender.model = get_peft_model(recommender.model, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert recommender.recommend(HISTORIES, 5).tolist() == expected  # a fresh adapter changes nothing
