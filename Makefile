@@ -17,8 +17,8 @@ export HF_HUB_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
-# Tiny models gain nothing from more threads than this, and lose much when threads outnumber cores.
-export OMP_NUM_THREADS ?= 2
+# On tiny models a second thread waits more than it works, and far more when the cores are busy.
+export OMP_NUM_THREADS ?= 1
 
 FAST = not slow and not real and not gpu and not benchmark
 SLOW = slow and not real and not gpu and not benchmark

@@ -124,7 +124,8 @@ def test_importing_the_package_loads_nothing_heavy(tmp_path: Path):
 
 IMPORT_ALL = """
 import json, logging, random, importlib, os, sys, warnings
-import numpy, torch, transformers, trl, peft, datasets, sklearn
+import numpy, torch, transformers
+UPSTREAM  # what others change when they are imported is theirs
 def state():
     return [
         [repr(handler) for handler in logging.getLogger().handlers], logging.getLogger().level, random.getstate(),
@@ -140,8 +141,20 @@ print(json.dumps([str(b)[:80] + " -> " + str(a)[:80] for b, a in zip(before, aft
 """
 
 
+def upstream_imports(root: Path) -> str:
+    """The import statements of all modules but those of our own."""
+    found = set()
+    for file in (root / "llmrec").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            statement = ast.unparse(node)
+            if isinstance(node, ast.Import | ast.ImportFrom) and "llmrec" not in statement:
+                found.add(statement)
+    return "\n".join(sorted(found))
+
+
 @pytest.mark.slow
 def test_importing_every_module_changes_nothing(tmp_path: Path):
-    changed = run_python(IMPORT_ALL.replace("MODULES", repr(sorted(graph(ROOT)))), tmp_path)
+    code = IMPORT_ALL.replace("UPSTREAM", upstream_imports(ROOT)).replace("MODULES", repr(sorted(graph(ROOT))))
+    changed = run_python(code, tmp_path)
     assert changed == []
     assert not list(tmp_path.iterdir())
