@@ -182,7 +182,9 @@ def load_encoder(
     fewest = tokenizer.num_special_tokens_to_add() + 1
     most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**9)
     if not fewest <= max_length <= most:
-        raise InputError(f"max_length {max_length}: encoder {name!r} takes {fewest} to {most} tokens; set --max_length")
+        raise InputError(
+            f"max_length {max_length}: encoder {name!r} takes {fewest} to {most} tokens; set --max_length"
+        )
     tokenizer.truncation_side = "right"
     if model.config.is_encoder_decoder:
         model = model.get_encoder()

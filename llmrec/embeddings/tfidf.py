@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize as normalize_rows
+from tqdm import tqdm
 
 from llmrec.errors import InputError
 
@@ -32,18 +33,21 @@ def embed_tfidf(texts: Sequence[str], *, dim: int = 128, seed: int = 0, normaliz
     """
     if dim < 1:
         raise InputError(f"tfidf: dim {dim}; at least 1")
-    try:
+    with tqdm(total=2, desc="tf-idf, then svd", unit="step", leave=False) as progress:
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)  # pyright: ignore[reportArgumentType]
-        terms = vectorizer.fit_transform(texts)
-    except ValueError as error:
-        raise InputError(f"tfidf: no words in the {len(texts)} texts ({error}); choose other --columns") from error
-    most = min(terms.shape)
-    if dim > most:
-        raise InputError(
-            f"tfidf: dim {dim} for {terms.shape[0]} texts with {terms.shape[1]} distinct terms; set --dim to {most} "
-            "or less"
-        )
-    vectors = TruncatedSVD(n_components=dim, random_state=seed).fit_transform(terms).astype(np.float32)
+        try:
+            terms = vectorizer.fit_transform(texts)
+        except ValueError as error:
+            raise InputError(f"tfidf: no words in the {len(texts)} texts ({error}); choose other --columns") from error
+        most = min(terms.shape)
+        if dim > most:
+            raise InputError(
+                f"tfidf: dim {dim} for {terms.shape[0]} texts with {terms.shape[1]} distinct terms; set --dim to {most} "
+                "or less"
+            )
+        progress.update()
+        vectors = TruncatedSVD(n_components=dim, random_state=seed).fit_transform(terms).astype(np.float32)
+        progress.update()
     empty = int((terms.getnnz(axis=1) == 0).sum())
     if empty:
         logger.warning("tfidf: %d of %d texts hold no word; their embedding is zero", empty, len(texts))
