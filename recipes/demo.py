@@ -7,6 +7,7 @@ earlier demo left there is replaced.
 """
 
 import argparse
+import math
 import os
 import runpy
 import shlex
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = {"item_knn": "item-knn"}
     files = [read_json(f"{args.out}-results/{name}.json", "results file") for name in ("model", "random")]
     found = {row["name"]: row["metrics"] for file in files for row in file["results"]}
+    users = files[0]["results"][0]["users"]
     order = ("popularity", "item_knn", "transitions", "model, random SIDs", "model")
     rows = {names.get(name, name): found[name] for name in order}
     rows["ceiling"] = read_json(f"{args.data}/manifest.json", "dataset manifest")["ceiling"]
