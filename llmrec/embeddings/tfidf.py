@@ -42,8 +42,8 @@ def embed_tfidf(texts: Sequence[str], *, dim: int = 128, seed: int = 0, normaliz
         most = min(terms.shape)
         if dim > most:
             raise InputError(
-                f"tfidf: dim {dim} for {terms.shape[0]} texts with {terms.shape[1]} distinct terms; set --dim to {most} "
-                "or less"
+                f"tfidf: dim {dim} for {terms.shape[0]} texts with {terms.shape[1]} distinct terms; set --dim to "
+                f"{most} or less"
             )
         progress.update()
         vectors = TruncatedSVD(n_components=dim, random_state=seed).fit_transform(terms).astype(np.float32)
