@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import TrainableTokensWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from llmrec.errors import InputError
@@ -46,7 +47,7 @@ def attach_adapter(
     Args:
         model: a model whose tables hold the SID tokens.
         vocab: which rows are new.
-        method: ``lora`` or ``qlora`` (LoRA on all linear layers but the head, plus the rows), or ``new_rows``.
+        method: ``lora`` or ``qlora`` (LoRA on all linear layers but the head, plus the rows), or ``new_rows`` (the rows alone).
         rank: of the LoRA matrices.
         alpha: LoRA scale.
         dropout: before the LoRA matrices.
@@ -58,18 +59,29 @@ def attach_adapter(
     let_trl_read_wrapped_heads()
     rows = vocab.trainable_token_indices
     names = table_names(model)
-    if method == "new_rows":
-        config = TrainableTokensConfig(token_indices=rows, target_modules=names)
-    elif method in ("lora", "qlora"):
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=list(target_modules) if target_modules else "all-linear",
-            # The dict form: a plain list would leave an untied head's new rows untrained, without a word.
-            trainable_token_indices={name: rows for name in names},
-        )
-    else:
+    if method not in ("lora", "qlora", "new_rows"):
         raise InputError(f"method: {method!r} needs no adapter; choose lora, qlora or new_rows")
-    return get_peft_model(model, config)
+    targets: list[str] | str = list(target_modules) if target_modules else "all-linear"
+    if method == "new_rows":
+        # PEFT's rows-only adapter wraps a tied head in a way that TRL refuses, and LoRA must have a target: one matrix
+        # of rank 1 that is frozen at zero.
+        rank, dropout, targets = 1, 0.0, [_first_linear(model)]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        # The dict form: a plain list would leave an untied head's new rows untrained, without a word.
+        trainable_token_indices={name: rows for name in names},
+    )
+    adapted = get_peft_model(model, config)
+    if method == "new_rows":
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad_("trainable_tokens_delta" in name)
+    return adapted  # type: ignore[return-value]
+
+
+def _first_linear(model: PreTrainedModel) -> str:
+    head = model.get_output_embeddings()
+    return next(name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head)

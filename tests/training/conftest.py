@@ -15,7 +15,7 @@ from llmrec.sids.table import SIDTable
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
-ITEMS, USERS, LENGTH = 30, 40, 8
+ITEMS, USERS, LENGTH = 30, 100, 8
 COLOURS = ("red", "green", "blue", "black", "white")
 
 

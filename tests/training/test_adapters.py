@@ -18,7 +18,7 @@ METHODS = ["lora", "new_rows"]
 
 def train_a_little(model: torch.nn.Module, vocab, steps: int = 5) -> None:
     """Raise the likelihood of SID tokens after SID tokens, so that input and output rows both get gradients."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
     ids = vocab.item_token_ids.reshape(1, -1)[:, :60]
     model.train()
     for _ in range(steps):

@@ -93,11 +93,11 @@ def test_mixture_in_training_rows(tokenizer, vocab, catalog, dataset) -> None:
             max_length=None, seed=0, progress=False,
         )  # fmt: skip
 
-    # 40 users of 8 items: 6 train, so 5 targets each; 30 items give 30 titles.
-    assert len(rows({"next_item": 1.0}, "history")) == 40
-    assert len(rows({"next_item": 1.0}, "row")) == 200
-    assert len(rows({"next_item": 1.0, "sid_to_title": 0.5, "title_to_sid": 2.0}, "history")) == 40 + 15 + 60
-    assert len(rows({"next_item": 0.5}, "history")) == 20
+    # 100 users of 8 items: 6 train, so 5 targets each; 30 items give 30 titles.
+    assert len(rows({"next_item": 1.0}, "history")) == 100
+    assert len(rows({"next_item": 1.0}, "row")) == 500
+    assert len(rows({"next_item": 1.0, "sid_to_title": 0.5, "title_to_sid": 2.0}, "history")) == 100 + 15 + 60
+    assert len(rows({"next_item": 0.5}, "history")) == 50
     assert rows({"sid_to_title": 0.5}, "row")[:] == rows({"sid_to_title": 0.5}, "row")[:], "seeded"
 
 

@@ -1,0 +1,143 @@
+"""recipes/sft.py end to end on tiny data: bundles, resuming, adapters, processes."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmrec.decoding.recommender import LLMRecommender
+from llmrec.errors import InputError
+from llmrec.evaluation.evaluator import evaluate
+from llmrec.hub import load_bundle
+from llmrec.sids.table import SIDTable
+from llmrec.training.tokenizer import train_tokenizer
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "sft.py")
+main = runpy.run_path(RECIPE)["main"]
+
+
+def flags(dataset, sid_folder: Path, out: Path, **settings: Any) -> list[str]:
+    defaults = {
+        "dataset": dataset.path, "sids": sid_folder, "output_dir": out, "model": "tiny-qwen3", "text_vocab_size": 320,
+        "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "ndcg@10", "eval_beams": 10, "report_to": "none",
+        "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    return [text for key, value in {**defaults, **settings}.items() for text in (f"--{key}", str(value))]
+
+
+def losses(path: Path) -> list[float]:
+    history = json.loads((path / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SIDTable, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    main(
+        flags(
+            dataset, sid_folder, out, max_steps=160, eval_steps=80, save_steps=80, learning_rate=5e-3,
+            tasks='{"next_item": 1.0, "title_to_sid": 0.5}',
+        )
+    )  # fmt: skip
+    bundle = load_bundle(out)
+    assert bundle.titles == dataset.catalog.titles
+    assert bundle.info["tasks"] == {"next_item": 1.0, "title_to_sid": 0.5}
+    assert bundle.info["metrics"][0]["split"] == "valid"
+    counts = np.bincount(np.concatenate([items[:-2] for items in dataset.interactions.sequences()]), minlength=30)
+    assert bundle.vocab.popularity.tolist() == counts.tolist(), "training interactions alone"
+    # Items step by one or two, so both successors fill the list of a model that learned; chance is 2 of 30.
+    found = evaluate(
+        LLMRecommender.from_pretrained(out), dataset.split("leave_one_out").test, items=30, ks=[2], progress=False
+    )
+    assert found.metrics["recall@2"] > 0.3
+    state = json.loads((out / "checkpoint-160" / "trainer_state.json").read_text())
+    evaluations = [entry for entry in state["log_history"] if "eval_ndcg@10" in entry]
+    assert [entry["step"] for entry in evaluations] == [80, 160]
+    assert state["best_metric"] == pytest.approx(max(entry["eval_ndcg@10"] for entry in evaluations))
+    for folder in (out, out / "checkpoint-160"):
+        assert SIDTable.load(folder).hash == table.hash
+        assert (folder / "llmrec.json").is_file()
+        assert (folder / "tokenizer.json").is_file()
+    card = (out / "README.md").read_text()
+    assert "time machine" not in card
+    with pytest.raises(InputError, match="holds this very run, finished"):
+        main(flags(dataset, sid_folder, out, max_steps=160, eval_steps=80, save_steps=80, learning_rate=5e-3,
+                   tasks='{"next_item": 1.0, "title_to_sid": 0.5}'))  # fmt: skip
+
+
+def test_resumed_equals_uninterrupted(dataset, sid_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = flags(dataset, sid_folder, out, residual_dropout=0.2)
+    main(argv)
+    whole, weights = losses(out / "checkpoint-4"), load_file(out / "checkpoint-4" / "model.safetensors")
+    assert len(whole) == 4
+    shutil.rmtree(out / "checkpoint-4")  # as if it had been killed after step 2
+    (out / "llmrec.json").unlink()
+    main(argv)
+    assert losses(out / "checkpoint-4") == pytest.approx(whole, abs=1e-6)
+    for name, tensor in load_file(out / "checkpoint-4" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def pretrained(make_model, catalog, tmp_path: Path) -> Path:
+    path = tmp_path / "pretrained"
+    make_model("qwen2", rows=640).save_pretrained(path)
+    train_tokenizer(catalog.titles, vocab_size=320).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("method", ["lora", "new_rows"])
+def test_adapters_through_the_trainer(
+    dataset, sid_folder: Path, vocab, pretrained: Path, tmp_path: Path, method: str
+) -> None:
+    """Tied Qwen: TRL's fused head reads the wrapped head, and the best checkpoint is loaded with its rows."""
+    out = tmp_path / "run"
+    main(flags(dataset, sid_folder, out, model=pretrained, method=method, supervise="row", prompt="chat"))
+    delta = next(value for name, value in load_file(out / "adapter_model.safetensors").items() if "token" in name)
+    assert delta.shape[0] == len(vocab.trainable_token_indices)
+    bundle = load_bundle(out)
+    again = load_bundle(out / "checkpoint-4")
+    assert bundle.info["method"] == method
+    assert bundle.info["prompt"]["kind"] == "chat"
+    ids = bundle.vocab.item_token_ids.reshape(1, -1)[:, :9]
+    with torch.no_grad():
+        assert torch.isfinite(again.model(ids).logits).all()
+    recommended = LLMRecommender.from_pretrained(out).recommend([[0, 1], [5]], 10)
+    assert recommended.shape == (2, 10)
+
+
+def test_sids_of_another_dataset_are_refused(dataset, table: SIDTable, tmp_path: Path) -> None:
+    other = SIDTable(tuple(f"other{row}" for row in range(len(table))), table.codes, table.codebook_sizes)
+    other.save(tmp_path / "sids")
+    with pytest.raises(InputError, match="the SID table was made for another catalogue"):
+        main(flags(dataset, tmp_path / "sids", tmp_path / "run"))
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(dataset, sid_folder: Path, tmp_path: Path) -> None:
+    """The same global batch of 8: once from one process, once 4 from each of two."""
+    settings = {"max_steps": 4, "eval_steps": 4, "save_steps": 4}
+    one, two = tmp_path / "one", tmp_path / "two"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, RECIPE, *flags(dataset, sid_folder, one, **settings)]
+    subprocess.run(alone, check=True, env=environment)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    pair = [*launcher, RECIPE, *flags(dataset, sid_folder, two, per_device_train_batch_size=4, **settings)]
+    subprocess.run(pair, check=True, env=environment)
+    assert losses(two / "checkpoint-4") == pytest.approx(losses(one / "checkpoint-4"), abs=1e-4)
+    for name, tensor in load_file(two / "model.safetensors").items():
+        torch.testing.assert_close(tensor, load_file(one / "model.safetensors")[name], atol=2e-3, rtol=0)
+    metrics = [load_bundle(path).info["metrics"][0]["metrics"] for path in (one, two)]
+    assert metrics[1] == pytest.approx(metrics[0], abs=0.03)
