@@ -12,7 +12,7 @@ from llmrec.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes" / "demo.py"
-# Any connection ends the demo; the sockets of asyncio and multiprocessing within this machine do not connect by address.
+# Any connection ends the demo, one within this machine too.
 NO_NETWORK = f"""
 import runpy, socket, sys
 def refuse(self, address):
@@ -96,6 +96,8 @@ def test_a_small_demo_end_to_end_twice(tmp_path: Path):
         assert values["ceiling"][1].split()[2] == f"{manifest['ceiling']['recall@10']:.4f}"
         results = json.loads((tmp_path / "runs-results" / "model.json").read_text())["results"]
         assert values["model"][1].split()[0] == f"{results[-1]['metrics']['recall@5']:.4f}"
+        # 1.96 * sqrt(p * (1 - p) / 120) with p = .4456 is .089
+        assert re.search(r"by up to 0\.0[89]\d either way", last)
         assert (tmp_path / "runs" / "llmrec.json").is_file()
         assert "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py" in last
 
