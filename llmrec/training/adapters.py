@@ -1,6 +1,7 @@
 """LoRA, QLoRA and rows-only training that keep the new SID rows."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import TrainableTokensWrapper
@@ -79,6 +80,8 @@ def attach_adapter(
     if method == "new_rows":
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_("trainable_tokens_delta" in name)
+    # PEFT's "auto" would write both whole tables beside the rows whenever the base was resized.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted  # type: ignore[return-value]
 
 
