@@ -55,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("reading GGUF needs the package gguf: pip install -e '.[gguf]'") from error
     # A model loaded from GGUF refuses save_pretrained: its weights go into one without a quantization config.
     config = copy.deepcopy(loaded.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     config.dtype = DTYPES[args.dtype]
-    model = type(loaded)(config).to(DTYPES[args.dtype])
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype])
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     with whole_folder(args.out) as part:

@@ -103,8 +103,8 @@ def add_sid_tokens(tokenizer: PreTrainedTokenizerBase, table: SIDTable) -> int:
     clash = [token for token in tokens if token in known]
     if clash:
         raise InputError(
-            f"tokenizer: it holds {clash[0]!r} already ({len(clash)} of {len(tokens)} SID tokens); start from the base "
-            "model, or load the bundle with its own SID table"
+            f"tokenizer: it holds {clash[0]!r} already ({len(clash)} of {len(tokens)} SID tokens); start from the "
+            "base model, or load the bundle with its own SID table"
         )
     # Not normalized: a tokenizer that prepends or folds text (Llama, T5) must still find the tokens as they are.
     return tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: a dataset folder and its SIDs in, a bundle out.
 
-accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/configs/office/sft_small-qwen3_full.yaml
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py \
+    --config recipes/configs/office/sft_small-qwen3_full.yaml
 
 Two processes on a CPU need torchrun (``accelerate launch --cpu --num_processes 2`` would start one):
 

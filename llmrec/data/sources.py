@@ -186,7 +186,7 @@ def _quoted_fields(line: str, ahead: _Ahead, delimiter: str, width: int) -> list
         return quoted
     plain = line.split(delimiter)
     if len(plain) == width and delimiter == "\t":
-        # Hand-made TSV: an open quote is plain text where the next line stands on its own; else its field goes on there.
+        # Hand-made TSV: an open quote is plain text where the next line stands alone; else its field goes on there.
         after = ahead.peek(0)
         if after is None or len(_unquote(after, delimiter) or after.split(delimiter)) == width:
             return plain

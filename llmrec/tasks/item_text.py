@@ -15,7 +15,11 @@ def short_title(title: str) -> str:
     """Return a title of at most 200 characters, cut at the last space where it is longer."""
     if len(title) <= TITLE_CHARACTERS:
         return title
-    return title[: title.rfind(" ", 1, TITLE_CHARACTERS + 1)] if " " in title[1:TITLE_CHARACTERS] else title[:TITLE_CHARACTERS]
+    return (
+        title[: title.rfind(" ", 1, TITLE_CHARACTERS + 1)]
+        if " " in title[1:TITLE_CHARACTERS]
+        else title[:TITLE_CHARACTERS]
+    )
 
 
 def sid_to_title(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -68,9 +68,7 @@ class PromptForm:
             return [start_token_id(tokenizer), *tokenizer.encode(content, add_special_tokens=False)]
         return tokenizer.encode(chat_text(tokenizer, content), add_special_tokens=False)
 
-    def encode_history(
-        self, tokenizer: PreTrainedTokenizerBase, vocab: SIDVocab, history: Sequence[int]
-    ) -> list[int]:
+    def encode_history(self, tokenizer: PreTrainedTokenizerBase, vocab: SIDVocab, history: Sequence[int]) -> list[int]:
         """Return the ``next_item`` prompt of a history of item rows; equal to `encode` of its SIDs' text."""
         recent = history[-self.max_history :]
         if self.kind == "plain" and "next_item" not in self.templates:
@@ -91,7 +89,7 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if token_id is not None:
-            return token_id
+            return cast(int, token_id)
     raise InputError("tokenizer: it has no BOS, EOS or padding token; set one of them before training")
 
 
@@ -119,4 +117,4 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
             return after[0]
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: it has no EOS token; set one before training")
-    return tokenizer.eos_token_id
+    return cast(int, tokenizer.eos_token_id)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmrec.errors import InputError
-from llmrec.training.rows import is_tied
+from llmrec.training.rows import tables_of
 from llmrec.vocab import SIDVocab
 
 
@@ -23,11 +23,8 @@ def let_trl_read_wrapped_heads() -> None:
 
 def table_names(model: PreTrainedModel) -> list[str]:
     """Return the last name of the input embedding module, and of the head where its rows are its own."""
-    tables = [model.get_input_embeddings()]
-    if not is_tied(model):
-        tables.append(model.get_output_embeddings())
     names = []
-    for table in tables:
+    for table in tables_of(model):
         found = [name.rpartition(".")[2] for name, module in model.named_modules() if module is table]
         names.append(found[0])
     return names
@@ -48,7 +45,8 @@ def attach_adapter(
     Args:
         model: a model whose tables hold the SID tokens.
         vocab: which rows are new.
-        method: ``lora`` or ``qlora`` (LoRA on all linear layers but the head, plus the rows), or ``new_rows`` (the rows alone).
+        method: ``lora`` or ``qlora`` (LoRA on all linear layers but the head, plus the rows), or ``new_rows`` (the
+            rows alone).
         rank: of the LoRA matrices.
         alpha: LoRA scale.
         dropout: before the LoRA matrices.
@@ -74,14 +72,15 @@ def attach_adapter(
         lora_dropout=dropout,
         target_modules=targets,
         # The dict form: a plain list would leave an untied head's new rows untrained, without a word.
-        trainable_token_indices={name: rows for name in names},
+        trainable_token_indices=dict.fromkeys(names, rows),
     )
     adapted = get_peft_model(model, config)
     if method == "new_rows":
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_("trainable_tokens_delta" in name)
     # PEFT's "auto" would write both whole tables beside the rows whenever the base was resized.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    save = partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = save  # type: ignore[method-assign,assignment]
     return adapted  # type: ignore[return-value]
 
 

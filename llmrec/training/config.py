@@ -27,7 +27,9 @@ def parse_mapping(value: dict[str, Any] | str | None, name: str) -> dict[str, An
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise InputError(f"--{name} {value!r}: not a JSON object ({error}); write --{name} '{{\"key\": 1}}'") from error
+            raise InputError(
+                f"--{name} {value!r}: not a JSON object ({error}); write --{name} '{{\"key\": 1}}'"
+            ) from error
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{name}: expected a mapping, found {value!r}")
     return value or {}
@@ -60,7 +62,9 @@ class RecipeArguments:
         default=1024, metadata={"help": "Text tokens of a tokenizer trained on the catalogue (built models only)."}
     )
     dtype: str = field(default="float32", metadata={"help": "Dtype in which a pretrained model is loaded."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention backend, as transformers names it."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention backend, as transformers names it."}
+    )
     method: str = field(default="full", metadata={"help": "What trains: full, lora, qlora or new_rows."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale; the update is multiplied by alpha / r."})
@@ -78,19 +82,26 @@ class RecipeArguments:
     max_history: int = field(default=20, metadata={"help": "Most recent items that a prompt keeps."})
     supervise: str = field(
         default="history",
-        metadata={"help": "next_item rows: history = one row a user, every position a target; row = one row a target."},
+        metadata={
+            "help": "next_item rows: history = one row a user, every position a target; row = one row a target."
+        },
     )
     prompt: str = field(default="plain", metadata={"help": "Prompt form: plain or chat."})
-    domain: str | None = field(default=None, metadata={"help": "Phrase for the items in prompts; the dataset's when not given."})
+    domain: str | None = field(
+        default=None, metadata={"help": "Phrase for the items in prompts; the dataset's when not given."}
+    )
     tasks: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "Task weights; 1.0 = each of its examples once an epoch. Default next_item: 1.0."}
+        default=None,
+        metadata={"help": "Task weights; 1.0 = each of its examples once an epoch. Default next_item: 1.0."},
     )
     eval_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of Recall and NDCG."})
     eval_beams: int = field(default=20, metadata={"help": "Beams of the validation during training."})
     eval_users: int = field(
         default=1000, metadata={"help": "Validation rows scored during training, a seeded sample; 0 scores all."}
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete another run in output_dir and start anew."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete another run in output_dir and start anew."}
+    )
 
     def __post_init__(self) -> None:
         _choose("method", self.method, METHODS)
@@ -124,7 +135,7 @@ class RecipeArguments:
 
 @dataclass
 class SFTRecipeConfig(SFTConfig):
-    """TRL's `SFTConfig`; bf16, where it is not set, and pinned memory are on with a CUDA device and off without one."""
+    """TRL's `SFTConfig`; bf16, unless set, and pinned memory are on with a CUDA device and off without one."""
 
     def __post_init__(self) -> None:
         on_gpu = torch.cuda.is_available() and not self.use_cpu

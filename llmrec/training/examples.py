@@ -116,15 +116,13 @@ def training_rows(
     rows: list[TokenRow] = []
     others = dict(tasks)
     if supervise == "history" and "next_item" in others:
-        sequences = encode_sequences(
-            splits.sequences, tokenizer=tokenizer, vocab=vocab, max_history=form.max_history
-        )
+        sequences = encode_sequences(splits.sequences, tokenizer=tokenizer, vocab=vocab, max_history=form.max_history)
         rows = repeat_by_weight(list(sequences), others.pop("next_item"), random.Random(f"{seed}/next_item"))
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         if max_length is not None and longest > max_length:
             raise InputError(
-                f"supervise: history: a row has {longest} tokens, max_length is {max_length}; raise max_length or lower "
-                "max_history"
+                f"supervise: history: a row has {longest} tokens, max_length is {max_length}; raise max_length or "
+                "lower max_history"
             )
     if others:
         examples = mix_tasks(others, catalog=catalog, vocab=vocab, histories=splits.train, seed=seed)

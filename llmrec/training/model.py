@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -20,7 +20,7 @@ from llmrec.data.items import Catalog
 from llmrec.errors import InputError
 from llmrec.sids.table import SIDTable
 from llmrec.training.adapters import attach_adapter
-from llmrec.training.config import RecipeArguments
+from llmrec.training.config import RecipeArguments, parse_mapping
 from llmrec.training.rows import add_residual_dropout, grow_rows, init_sid_rows
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
@@ -75,10 +75,7 @@ def prepare_model(
     add_sid_tokens(tokenizer, table)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if built:
-        model = _build_model(arguments, tokenizer)
-    else:
-        model = _load_model(arguments, trust_remote_code)
+    model = _build_model(arguments, tokenizer) if built else _load_model(arguments, trust_remote_code)
     vocab = SIDVocab(tokenizer, table)
     rows = grow_rows(model, tokenizer)
     init_sid_rows(model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed)
@@ -112,8 +109,8 @@ def _build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase)
         tie_word_embeddings=True,
         max_position_embeddings=2048,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
         **settings,
     )
     return Qwen3ForCausalLM(config)
@@ -125,7 +122,7 @@ def parse_model_config(arguments: RecipeArguments) -> dict[str, Any]:
     Raises:
         InputError: a key that Qwen3's config does not have.
     """
-    overrides = dict(arguments.model_config or {})  # type: ignore[arg-type]
+    overrides = parse_mapping(arguments.model_config, "model_config")
     known = set(Qwen3Config().to_dict())
     for key in overrides:
         if key not in known:
@@ -140,8 +137,8 @@ def _load_tokenizer(arguments: RecipeArguments, trust_remote_code: bool) -> PreT
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model: {arguments.model!r} has no tokenizer that can be loaded ({error}); give a hub id or the path of a "
-            f"saved model, or one of {', '.join(BUILT_MODELS)}"
+            f"model: {arguments.model!r} has no tokenizer that can be loaded ({error}); give a hub id or the path of "
+            f"a saved model, or one of {', '.join(BUILT_MODELS)}"
         ) from error
 
 

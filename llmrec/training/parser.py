@@ -25,7 +25,7 @@ def parse_recipe(argv: Sequence[str] | None, *kinds: type) -> tuple[Any, ...]:
         InputError: a missing or unreadable file, an unknown key, or a value that its field refuses.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    parser = TrlParser(list(kinds))
+    parser = TrlParser(list(kinds))  # type: ignore[arg-type]
     if "--config" in args:
         place = args.index("--config") + 1
         if place == len(args):
@@ -50,4 +50,6 @@ def _check_keys(path: Path, *, known: set[str]) -> None:
         raise InputError(f"--config {path}: expected a mapping of keys to values")
     for key in config:
         if key not in known | {"env"}:
-            raise InputError(f"--config {path}: unknown key {key!r}; check its spelling (recipes/sft.py --help lists all)")
+            raise InputError(
+                f"--config {path}: unknown key {key!r}; check its spelling (recipes/sft.py --help lists all)"
+            )

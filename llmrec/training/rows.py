@@ -1,5 +1,7 @@
 """New rows for SID tokens: grow the embedding tables and give every SID token a start of its own."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,12 @@ def is_tied(model: PreTrainedModel) -> bool:
     return head is None or head.weight is model.get_input_embeddings().weight
 
 
+def tables_of(model: PreTrainedModel) -> list[nn.Embedding | nn.Linear]:
+    """Return the input embeddings, and the output head where its rows are its own."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return cast(list[nn.Embedding | nn.Linear], tables[:1] if is_tied(model) else tables)
+
+
 def grow_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Resize the embedding tables to hold every token, never below the rows they have.
 
@@ -24,7 +32,7 @@ def grow_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int
     Returns:
         Rows of the tables afterwards.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = tables_of(model)[0].weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         rows = len(tokenizer)
@@ -44,8 +52,8 @@ def init_sid_rows(
 
     ``mean``: the mean of the text rows plus noise with each dimension's own standard deviation, so that rows differ as
     much as words do (the default of transformers draws rows that bf16 cannot tell apart).
-    ``text``: the mean row of the title words of the items under a code, as a deviation from that mean over all codes of
-    its level, scaled to the spread of the text rows, plus a tenth of the ``mean`` noise; codes without items start
+    ``text``: the mean row of the title words of the items under a code, as a deviation from that mean over all codes
+    of its level, scaled to the spread of the text rows, plus a tenth of the ``mean`` noise; codes without items start
     like ``mean``.
 
     Args:
@@ -63,11 +71,8 @@ def init_sid_rows(
         raise InputError(f"sid_init: {method!r}; choose mean or text")
     if method == "text" and catalog is None:
         raise InputError("sid_init: text needs the catalogue's titles; pass catalog, or use mean")
-    tables: list[Tensor] = [model.get_input_embeddings().weight]
-    if not is_tied(model):
-        tables.append(model.get_output_embeddings().weight)
     new = torch.tensor(vocab.trainable_token_indices)
-    for number, table in enumerate(tables):
+    for number, table in enumerate(module.weight for module in tables_of(model)):
         generator = torch.Generator().manual_seed(seed + number)
         text = _text_rows(table, len(tokenizer), new)
         mean, spread = text.mean(0), text.std(0)
@@ -91,7 +96,7 @@ def _text_rows(table: Tensor, tokens: int, new: Tensor) -> Tensor:
 def _code_text(
     table: Tensor, tokenizer: PreTrainedTokenizerBase, vocab: SIDVocab, catalog: Catalog
 ) -> tuple[Tensor, Tensor]:
-    """For each SID token, in `trainable_token_indices` order: deviation of its items' words, and whether it has items."""
+    """Return for each SID token, in `trainable_token_indices` order, its items' words and whether it has items."""
     weights = table.detach().float().cpu()
     encoded = tokenizer(list(catalog.titles), add_special_tokens=False)["input_ids"]
     flat = torch.tensor([token for ids in encoded for token in ids] or [0])

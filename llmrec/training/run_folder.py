@@ -41,12 +41,16 @@ def claim_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: boo
         return None
     remedy = "choose another --output_dir, or pass --overwrite_output_dir true to delete it"
     if not (path / RUN_FILE).is_file():
-        raise InputError(f"{path}: holds files but no {RUN_FILE}, so it is no run of llmrec; choose another --output_dir")
+        raise InputError(
+            f"{path}: holds files but no {RUN_FILE}, so it is no run of llmrec; choose another --output_dir"
+        )
     before = read_json(path / RUN_FILE, "run description")
     changed = [key for key in run if before.get(key) != run[key]]
     if changed:
         key = changed[0]
-        raise InputError(f"{path}: holds another run ({key} is {before.get(key)!r} there, {run[key]!r} here); {remedy}")
+        raise InputError(
+            f"{path}: holds another run ({key} is {before.get(key)!r} there, {run[key]!r} here); {remedy}"
+        )
     if (path / finished).is_file():
         raise InputError(f"{path}: holds this very run, finished; {remedy}")
     checkpoint = get_last_checkpoint(str(path))

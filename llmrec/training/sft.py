@@ -39,7 +39,9 @@ class RecommenderSFTTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        self._save_sidecars(Path(output_dir or self.args.output_dir))
+        folder = Path(output_dir or str(self.args.output_dir))
+        self._save_sidecars(folder)
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and run.json says more
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the bundle's own card is written when the run ends."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.data.splits import History
 from llmrec.decoding.recommender import LLMRecommender
@@ -50,11 +50,17 @@ class Validation:
         self.tokenizer, self.vocab, self.form = tokenizer, vocab, form
         self.ks, self.num_beams = list(ks), num_beams
 
-    def metrics(self, model: nn.Module, accelerator: Accelerator, *, prefix: str = "eval") -> dict[str, float]:
-        """Return ``{prefix}_recall@k`` and ``{prefix}_ndcg@k``; processes share the rows and all get the same numbers."""
+    def metrics(
+        self, model: PreTrainedModel | PeftModel, accelerator: Accelerator, *, prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return ``{prefix}_recall@k`` and ``{prefix}_ndcg@k``; processes share the rows and get the same numbers."""
         share = self.rows[accelerator.process_index :: accelerator.num_processes]
         recommender = LLMRecommender(
-            model, self.tokenizer, self.vocab, self.form, num_beams=self.num_beams  # type: ignore[arg-type]
+            model,
+            self.tokenizer,
+            self.vocab,
+            self.form,
+            num_beams=self.num_beams,
         )
         own: list[int] = []
         if share:
@@ -69,7 +75,9 @@ class Validation:
             metrics[f"{prefix}_ndcg@{k}"] = float(ndcg_at(ranks, k).mean())
         return metrics
 
-    def row(self, model: nn.Module, accelerator: Accelerator, *, dataset: str, protocol: str) -> dict[str, Any]:
+    def row(
+        self, model: PreTrainedModel | PeftModel, accelerator: Accelerator, *, dataset: str, protocol: str
+    ) -> dict[str, Any]:
         """Return the validation metrics as a row of the bundle's manifest."""
         found = self.metrics(model, accelerator)
         return {

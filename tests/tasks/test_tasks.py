@@ -81,7 +81,9 @@ def no_examples(catalog, vocab, histories, rng):
 
 def test_refusals(catalog: Catalog, vocab: SIDVocab) -> None:
     settings = {"catalog": catalog, "vocab": vocab, "histories": ROWS, "seed": 0}
-    with pytest.raises(InputError, match=r"unknown task 'titles': choose one of next_item, sid_to_title, title_to_sid"):
+    with pytest.raises(
+        InputError, match=r"unknown task 'titles': choose one of next_item, sid_to_title, title_to_sid"
+    ):
         mix_tasks({"titles": 1.0}, **settings)
     for weight in (0.0, -1.0):
         with pytest.raises(InputError, match=r"tasks: next_item has weight .*above 0"):

@@ -42,7 +42,10 @@ def test_rows_are_distinct_and_spread_like_words(
         model.get_input_embeddings().weight += 0.05  # a mean far from zero, where default rows collapse in bf16
     old = torch.tensor([i for i in range(640) if i not in set(vocab.trainable_token_indices)])
     new = torch.tensor(vocab.trainable_token_indices)
-    before = [model.get_input_embeddings().weight.detach().clone(), model.get_output_embeddings().weight.detach().clone()]
+    before = [
+        model.get_input_embeddings().weight.detach().clone(),
+        model.get_output_embeddings().weight.detach().clone(),
+    ]
     init_sid_rows(model, tokenizer, vocab, method=method, catalog=catalog, seed=1)
     for table, was in zip(
         [model.get_input_embeddings().weight, model.get_output_embeddings().weight], before, strict=True
@@ -63,12 +66,8 @@ def test_text_rows_follow_their_items(make_model: MakeModel, tokenizer, vocab, c
     weights = model.get_input_embeddings().weight
     init_sid_rows(model, tokenizer, vocab, method="text", catalog=catalog, seed=1)
     rows = weights[torch.from_numpy(vocab.level_token_ids[0])].detach()
-    words = torch.stack(
-        [
-            torch.cat([weights[tokenizer(catalog.titles[row], add_special_tokens=False)["input_ids"]] for row in range(c, 30, 5)]).mean(0)
-            for c in range(5)
-        ]
-    ).detach()  # fmt: skip
+    ids = [tokenizer(title, add_special_tokens=False)["input_ids"] for title in catalog.titles]
+    words = torch.stack([torch.cat([weights[i] for i in ids[colour::5]]).mean(0) for colour in range(5)]).detach()
     similarity = torch.nn.functional.cosine_similarity(
         (rows - rows.mean(0))[:, None], (words - words.mean(0))[None], dim=-1
     )

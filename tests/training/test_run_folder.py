@@ -29,7 +29,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     claim(tmp_path)
-    with pytest.raises(InputError, match=r"holds another run \(seed is 0 there, 1 here\).*--overwrite_output_dir true"):
+    with pytest.raises(
+        InputError, match=r"holds another run \(seed is 0 there, 1 here\).*--overwrite_output_dir true"
+    ):
         claim(tmp_path, {**RUN, "seed": 1})
     (tmp_path / "checkpoint-5").mkdir()
     assert claim(tmp_path, {**RUN, "seed": 1}, overwrite=True) is None

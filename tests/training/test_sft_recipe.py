@@ -29,7 +29,8 @@ def flags(dataset, sid_folder: Path, out: Path, **settings: Any) -> list[str]:
     defaults = {
         "dataset": dataset.path, "sids": sid_folder, "output_dir": out, "model": "tiny-qwen3", "text_vocab_size": 320,
         "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
-        "gradient_checkpointing": False, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
+        "gradient_checkpointing": False, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2,
+        "save_steps": 2,
         "load_best_model_at_end": True, "metric_for_best_model": "ndcg@10", "eval_beams": 10, "report_to": "none",
         "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
