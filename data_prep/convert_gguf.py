@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=DTYPES[args.dtype])
     except ImportError as error:
         raise InputError("reading GGUF needs the package gguf: pip install -e '.[gguf]'") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"--source {file}: cannot be read as GGUF ({error}); download it again") from error
     # A model loaded from GGUF refuses save_pretrained: its weights go into one without a quantization config.
     config = copy.deepcopy(loaded.config)
     vars(config).pop("quantization_config", None)
