@@ -93,12 +93,12 @@ def test_resumed_equals_uninterrupted(dataset, sid_folder: Path, tmp_path: Path)
 @pytest.fixture
 def pretrained(make_model, catalog, tmp_path: Path) -> Path:
     path = tmp_path / "pretrained"
-    make_model("qwen2", rows=640).save_pretrained(path)
+    make_model("qwen3", rows=640, hidden=64).save_pretrained(path)
     train_tokenizer(catalog.titles, vocab_size=320).save_pretrained(path)
     return path
 
 
-@pytest.mark.parametrize("method", ["lora", "new_rows"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "new_rows"])
 def test_adapters_through_the_trainer(
     dataset, sid_folder: Path, vocab, pretrained: Path, tmp_path: Path, method: str
 ) -> None:
