@@ -81,16 +81,3 @@ def test_refusals(config, text: str, message: str, capsys: pytest.CaptureFixture
         parse(["--config", config(text)])
     found = str(caught.value) if isinstance(caught.value, InputError) else capsys.readouterr().err
     assert re.search(message, found)
-
-
-def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--config .*nowhere.yaml: no such file"):
-        parse(["--config", str(tmp_path / "nowhere.yaml")])
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(InputError, match="expected a mapping of keys to values"):
-        parse(["--config", str(tmp_path / "list.yaml")])
-    (tmp_path / "bad.yaml").write_text("a: [1\n")
-    with pytest.raises(InputError, match="not readable as YAML"):
-        parse(["--config", str(tmp_path / "bad.yaml")])
-    with pytest.raises(InputError, match="no file behind it"):
-        parse(["--config"])

@@ -1,0 +1,45 @@
+"""What a run says of itself."""
+
+from pathlib import Path
+
+from llmrec.tasks.prompt import PromptForm
+from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.finish import describe_run, run_identity, training_popularity
+from llmrec.training.model import prepare_model
+
+
+def test_popularity_counts_each_training_interaction() -> None:
+    assert training_popularity([(0, 1, 1), (2, 1)], items=5).tolist() == [1, 3, 1, 0, 0]
+    assert training_popularity([], items=2).tolist() == [0, 0]
+
+
+def make(dataset, tmp_path: Path, **settings) -> tuple[RecipeArguments, SFTRecipeConfig]:
+    arguments = RecipeArguments(dataset=str(dataset.path), sids="sids", model="tiny-qwen3", text_vocab_size=320)
+    return arguments, SFTRecipeConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+def test_identity_changes_with_what_decides_the_weights(dataset, table, tmp_path: Path) -> None:
+    def identity(protocol: str = "leave_one_out", **settings) -> dict:
+        arguments, training = make(dataset, tmp_path, **settings)
+        return run_identity(arguments, training, dataset=dataset, table=table, protocol=protocol)
+
+    assert identity() == identity()
+    assert identity(seed=1) != identity()
+    assert identity(learning_rate=0.5) != identity()
+    assert identity(num_train_epochs=9) != identity()
+    assert identity("temporal") != identity()
+    assert identity(logging_steps=3) == identity(), "what only watches does not make another run"
+
+
+def test_description_of_a_run(dataset, catalog, table, tmp_path: Path) -> None:
+    arguments, training = make(dataset, tmp_path)
+    prepared = prepare_model(arguments, table, catalog, seed=0)
+    form = PromptForm("plain", "pens", max_history=7)
+    info = describe_run(
+        arguments, training, dataset=dataset, table=table, prepared=prepared, form=form, protocol="leave_one_out"
+    )
+    assert info["dataset"]["catalog_hash"] == catalog.hash
+    assert info["prompt"]["max_history"] == 7
+    assert info["vocab_rows"] == len(prepared.tokenizer)
+    assert info["training"]["learning_rate"] == training.learning_rate
+    assert info["sids"]["sid_hash"] == table.hash
