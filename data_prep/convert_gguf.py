@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     args = parser.parse_args(argv)
     file = find_gguf(args.source)
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out}: is a file; choose a folder")
     if args.out.exists() and any(args.out.iterdir()):
         raise InputError(f"--out {args.out}: is not empty; choose another folder")
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}

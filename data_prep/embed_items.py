@@ -67,10 +67,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_out(args: argparse.Namespace, wanted: dict[str, Any]) -> None:
-    """Refuse to replace embeddings of other settings or another catalogue, unless asked."""
+    """Refuse to replace embeddings of other settings, of another catalogue or of unknown origin, unless asked."""
     if args.out.suffix != ".safetensors":
         raise InputError(f"--out {args.out}: embeddings are a .safetensors file")
-    if not args.overwrite and args.out.exists() and manifest_path(args.out).exists():
+    if not args.overwrite and args.out.exists():
+        if not manifest_path(args.out).exists():
+            raise InputError(
+                f"{args.out}: has no manifest {manifest_path(args.out).name} beside it, so nobody knows what it holds; "
+                "choose another --out, or replace it with --overwrite"
+            )
         found = load_manifest(args.out)
         for key, value in wanted.items():
             if found.get(key) != value:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             split=args.split,
             protocol=protocol,
             exclude_seen=args.exclude_seen,
-            train=dataset.manifest.get("train"),
+            train="recovered" if dataset.manifest.get("train") == "recovered" else None,
         )
         for evaluation in evaluations
     ]

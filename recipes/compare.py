@@ -13,7 +13,7 @@ from dataclasses import asdict
 from llmrec.artifacts import made_by, write_json
 from llmrec.errors import run_command
 from llmrec.evaluation.metrics import per_user
-from llmrec.evaluation.results import read_ranks
+from llmrec.evaluation.results import check_same_rows, read_ranks
 from llmrec.evaluation.significance import paired_bootstrap
 
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     a, b = (per_user(args.metric, read_ranks(source)) for source in (args.a, args.b))
+    check_same_rows(args.a, args.b)
     interval = paired_bootstrap(a, b, samples=args.samples, seed=args.seed, level=args.level)
     print(f"{args.metric}  a {a.mean():.4f}  b {b.mean():.4f}  users {interval.users}")
     ends = f"{interval.low:+.4f} to {interval.high:+.4f}"

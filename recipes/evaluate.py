@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     protocol = args.protocol or model.info.get("protocol") or dataset.default_protocol
     splits, rows = rows_to_score(dataset, protocol=protocol, split=args.split, limit_users=args.limit_users)
     bridge = CatalogBridge(model, model.vocab.table.item_ids, dataset.catalog.item_ids)
-    bridge.check(rows, unknown=args.unknown_items)
+    bridge.check(rows, unknown=args.unknown_items, k=max(args.ks), exclude_seen=args.exclude_seen)
 
     shared = {
         "dataset": dataset.name,
         "split": args.split,
         "protocol": protocol,
         "exclude_seen": args.exclude_seen,
-        "train": dataset.manifest.get("train"),
+        "train": "recovered" if dataset.manifest.get("train") == "recovered" else None,
     }
     settings = {"ks": args.ks, "exclude_seen": args.exclude_seen}
     evaluations, results = [], []

@@ -172,9 +172,13 @@ def write_dataset(
     return path
 
 
-def _read_table(path: Path, required: Mapping[str, pa.DataType], manifest: Mapping[str, Any], key: str) -> pa.Table:
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the dataset folder is half written, import it again")
+
+
+def _read_table(path: Path, required: Mapping[str, pa.DataType], manifest: Mapping[str, Any], key: str) -> pa.Table:
+    _check_there(path)
     check_hash(path, file_sha256(path), {"files": {path.name: manifest.get("files", {}).get(key)}})
     try:
         table = pq.read_table(path)
@@ -221,6 +225,8 @@ def load_dataset(path: str | Path) -> DatasetFolder:
     for key in ("name", "domain", "times"):
         if key not in manifest:
             raise InputError(f"{path}/manifest.json: no {key!r}; import the dataset again")
+    for name in manifest.get("files", {}):
+        _check_there(path / name)
     items_path, inter_path = path / "items.parquet", path / "interactions.parquet"
     items = _read_table(items_path, {"item_id": pa.string(), "title": pa.string()}, manifest, "items.parquet")
     columns = {

@@ -40,16 +40,19 @@ class CatalogBridge:
         self.items = len(dataset_ids) + int(alone.sum())
         """Size of both catalogues together: what `evaluate` takes as ``items``."""
 
-    def check(self, rows: Sequence[History], *, unknown: str) -> None:
-        """Look for items that the recommender does not know, before any work.
+    def check(self, rows: Sequence[History], *, unknown: str, k: int = 1, exclude_seen: bool = False) -> None:
+        """Look for items that the recommender does not know and for lists that it cannot fill, before any work.
 
         Args:
             rows: what is to be scored.
             unknown: ``error``, or ``skip``: such items are left out of histories (how many is logged), and such a
                 target is a miss.
+            k: length of the lists.
+            exclude_seen: whether a history's items are kept out of its list.
 
         Raises:
-            InputError: an unknown item without ``skip``, or another word for ``unknown``.
+            InputError: an unknown item without ``skip``, another word for ``unknown``, or ``k`` above the number of
+                the recommender's items that may come out.
         """
         if unknown not in ("error", "skip"):
             raise InputError(f"unknown_items {unknown!r}: choose error or skip")
@@ -68,6 +71,11 @@ class CatalogBridge:
                 "the bundle does not know %d items: %d history items left out, %d targets count as misses",
                 len(names), len(shown), len(targets),
             )  # fmt: skip
+        own, inward = len(self._outward), self._inward.tolist()
+        seen = max(len({inward[item] for item in row.items} - {-1}) for row in rows) if exclude_seen and rows else 0
+        if k > own - seen:
+            held = f", and a history holds {seen} of them, which exclude_seen keeps out" if seen else ""
+            raise InputError(f"--ks {k}: the bundle has {own} items{held}; choose at most {own - seen}")
 
     def recommend(self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False) -> Tensor:
         """Return ``(users, k)`` rows of the dataset, or behind them of items that the recommender alone knows."""

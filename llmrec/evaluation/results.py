@@ -14,6 +14,8 @@ from llmrec.evaluation.evaluator import Evaluation
 
 RANKS_SUFFIX = ".ranks.parquet"
 ROW_COLUMN = "row"
+ORIGIN = ("dataset", "split", "protocol")
+"""What decides which rows were scored; a ranks file says it of its rows."""
 
 
 def result_row(
@@ -81,7 +83,7 @@ def check_output(path: str | Path, names: Sequence[str]) -> None:
 def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> None:
     """Write a results file and its ranks; what stood there is replaced.
 
-    Ranks are kept by row number of the split, never by user id.
+    Ranks are kept by row number of the split, never by user id; the schema of their file says `ORIGIN`.
 
     Args:
         path: the JSON file.
@@ -89,7 +91,7 @@ def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluatio
         evaluations: the same systems, scored on the same rows of the same split.
 
     Raises:
-        InputError: as `check_output`, or systems with different numbers of users.
+        InputError: as `check_output`, or systems of different splits or with different numbers of users.
     """
     names = [evaluation.name for evaluation in evaluations]
     check_output(path, names)
@@ -98,9 +100,17 @@ def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluatio
         raise InputError(
             f"results: systems were scored on {sorted(users)} users; one file holds systems on the same rows"
         )
+    for key in ORIGIN:
+        values = list(dict.fromkeys(row[key] for row in rows if key in row))
+        if len(values) > 1:
+            raise InputError(
+                f"results: systems of {key} {' and '.join(map(repr, values))}; one file holds systems on the same rows"
+            )
+    origin = {key: str(row[key]) for row in rows for key in ORIGIN if key in row}
     columns = {evaluation.name: pa.array(evaluation.ranks, pa.int32()) for evaluation in evaluations}
     with whole_file(ranks_path(path)) as part:
-        pq.write_table(pa.table({ROW_COLUMN: pa.array(np.arange(users.pop())), **columns}), part)
+        table = pa.table({ROW_COLUMN: pa.array(np.arange(users.pop())), **columns})
+        pq.write_table(table.replace_schema_metadata(origin), part)
     write_json(path, {"results": [dict(row) for row in rows], "made_by": made_by()})
 
 
@@ -132,16 +142,7 @@ def read_ranks(source: str) -> np.ndarray:
     Raises:
         InputError: a missing or unreadable file, or a name that is missing or unknown.
     """
-    name, path = "", Path(source)
-    if not path.is_file():
-        before, _, name = source.rpartition(":")
-        path = Path(before or source)
-    if not path.is_file():
-        raise InputError(f"{source}: no such file; give FILE{RANKS_SUFFIX} or FILE{RANKS_SUFFIX}:name")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable ranks file ({error}); evaluate again") from error
+    path, name, table = _read_ranks_file(source)
     names = [column for column in table.column_names if column != ROW_COLUMN]
     if not name and len(names) == 1:
         name = names[0]
@@ -149,6 +150,47 @@ def read_ranks(source: str) -> np.ndarray:
         asked = f"no system {name!r}" if name else "several systems"
         raise InputError(f"{path}: {asked}; write {path}:NAME with one of {', '.join(names)}")
     return table.column(name).to_numpy().astype(np.int64)
+
+
+def read_origin(source: str) -> dict[str, str]:
+    """Return what the rows of a ranks file are: its ``dataset``, ``split`` and ``protocol``, those that it says.
+
+    Args:
+        source: as for `read_ranks`.
+
+    Raises:
+        InputError: a missing or unreadable file.
+    """
+    found = _read_ranks_file(source)[2].schema.metadata or {}
+    return {key: found[key.encode()].decode() for key in ORIGIN if key.encode() in found}
+
+
+def check_same_rows(a: str, b: str) -> None:
+    """Raise `InputError` when two ranks files, named as for `read_ranks`, say that their rows are of different splits.
+
+    A file that does not say it is taken.
+    """
+    first, second = read_origin(a), read_origin(b)
+    for key in ORIGIN:
+        if key in first and key in second and first[key] != second[key]:
+            raise InputError(
+                f"{b}: {key} {second[key]!r}, and {a} is of {first[key]!r}; compare systems that were scored on the "
+                "same rows"
+            )
+
+
+def _read_ranks_file(source: str) -> tuple[Path, str, pa.Table]:
+    """Return the file that ``FILE[:name]`` means, the name, and what the file holds."""
+    name, path = "", Path(source)
+    if not path.is_file():
+        before, _, name = source.rpartition(":")
+        path = Path(before or source)
+    if not path.is_file():
+        raise InputError(f"{source}: no such file; give FILE{RANKS_SUFFIX} or FILE{RANKS_SUFFIX}:name")
+    try:
+        return path, name, pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable ranks file ({error}); evaluate again") from error
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

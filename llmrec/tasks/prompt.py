@@ -112,7 +112,8 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
         mark = "ANSWER"
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": mark}]
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False))
-        after = tokenizer.encode(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)
+        # White space that a template puts before its mark ends nothing.
+        after = tokenizer.encode(text[text.rindex(mark) + len(mark) :].lstrip(), add_special_tokens=False)
         if after:
             return after[0]
     if tokenizer.eos_token_id is None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +142,12 @@ def test_a_manifest_without_a_key_is_refused(key: str, tmp_path: Path):
 def test_a_half_written_folder_is_refused(folder: Path, name: str):
     (folder / name).unlink()
     with pytest.raises(InputError, match=f"{name}: no such file"):
+        load_dataset(folder)
+
+
+def test_a_folder_without_its_splits_is_refused(folder: Path):
+    shutil.rmtree(folder / "splits")
+    with pytest.raises(InputError, match=r"splits/.*: no such file; the dataset folder is half written"):
         load_dataset(folder)
 
 

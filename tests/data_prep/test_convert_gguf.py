@@ -18,6 +18,8 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     with pytest.raises(InputError, match="is not empty; choose another folder"):
         main(["--source", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(InputError, match=r"--out .*a\.gguf: is a file; choose a folder"):
+        main(["--source", str(tmp_path), "--out", str(tmp_path / "a.gguf")])
     with pytest.raises(InputError, match=r"a\.gguf.*cannot be read as GGUF"):
         main(["--source", str(tmp_path), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -115,6 +115,15 @@ def test_other_embeddings_are_not_replaced_unasked(dataset: Path, bert: Path):
     assert load_embeddings(dataset / "embeddings.safetensors").shape == (40, 16)
 
 
+def test_a_file_of_unknown_origin_is_not_replaced_unless_asked(dataset: Path):
+    (dataset / "embeddings.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"embeddings\.safetensors: has no manifest .*--overwrite"):
+        embed_items(flags(dataset, "tfidf", "--dim", "4"))
+    assert (dataset / "embeddings.safetensors").read_bytes() == b"mine"
+    embed_items(flags(dataset, "tfidf", "--dim", "4", "--overwrite"))
+    assert load_embeddings(dataset / "embeddings.safetensors").shape == (40, 4)
+
+
 def test_an_encoder_that_is_nowhere_is_never_replaced_by_tfidf(dataset: Path):
     with pytest.raises(InputError, match=r"cannot be loaded .*or 'tfidf'"):
         embed_items(flags(dataset, dataset))

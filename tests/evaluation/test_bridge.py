@@ -50,6 +50,17 @@ def test_unknown_items_are_named_or_skipped(caplog):
         bridge.check(rows, unknown="maybe")
 
 
+def test_lists_that_cannot_be_filled_are_refused():
+    bridge = CatalogBridge(Echo(3), ["a", "b", "x"], ["a", "b", "new"])
+    rows = [History(0, (0, 1, 0, 2), 1)]  # two of the bundle's three items, and one that it does not know
+    bridge.check(rows, unknown="skip", k=3)
+    with pytest.raises(InputError, match="--ks 4: the bundle has 3 items"):
+        bridge.check(rows, unknown="skip", k=4)
+    bridge.check(rows, unknown="skip", k=1, exclude_seen=True)
+    with pytest.raises(InputError, match="--ks 2: the bundle has 3 items, and a history holds 2 of them, which"):
+        bridge.check(rows, unknown="skip", k=2, exclude_seen=True)
+
+
 def test_a_history_of_unknown_items_alone_becomes_empty():
     echo = Echo(2)
     CatalogBridge(echo, ["a", "b"], ["new", "a", "b"]).recommend([[0]], 1)

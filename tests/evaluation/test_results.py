@@ -12,6 +12,7 @@ from llmrec.evaluation.results import (
     check_output,
     format_table,
     ranks_path,
+    read_origin,
     read_ranks,
     read_results,
     result_row,
@@ -51,6 +52,18 @@ def test_ranks_stand_by_row_number(tmp_path):
     assert path == tmp_path / "x.ranks.parquet"
     assert pq.read_table(path).to_pydict() == {"row": [0, 1, 2], "model": [0, -1, 3], "popularity": [-1, -1, 1]}
     assert read_ranks(f"{path}:popularity").tolist() == [-1, -1, 1]
+
+
+def test_a_ranks_file_says_what_its_rows_are(tmp_path):
+    write(tmp_path / "x.json")
+    path = tmp_path / "x.ranks.parquet"
+    assert read_origin(f"{path}:popularity") == {"dataset": "toys", "split": "test", "protocol": "leave_one_out"}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    assert read_origin(f"{path}:popularity") == {}
+    rows = [result_row(A, **SETTINGS), result_row(B, **{**SETTINGS, "split": "valid"})]
+    with pytest.raises(InputError, match="split 'test' and 'valid'; one file holds systems on the same rows"):
+        write_results(tmp_path / "y.json", rows, [A, B])
+    assert not (tmp_path / "y.json").exists()
 
 
 def test_a_file_with_one_system_needs_no_name(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pens_dataset import write_pens
 
+from llmrec.artifacts import read_json, write_json
 from llmrec.baselines import Transitions
 from llmrec.data.folder import load_dataset
 from llmrec.errors import InputError
@@ -48,6 +49,14 @@ def test_rows_ranks_and_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "recall@7" in printed
     assert f"written to {out}" in printed
+
+
+def test_a_whole_training_file_is_not_marked(tmp_path):
+    dataset = write_pens(tmp_path / "pens")
+    manifest = read_json(dataset / "manifest.json", "manifest")
+    write_json(dataset / "manifest.json", {**manifest, "train": "published"})
+    main(["--dataset", str(dataset), "--names", "popularity", "--output", str(tmp_path / "x.json")])
+    assert "train" not in json.loads((tmp_path / "x.json").read_text())["results"][0]
 
 
 def test_the_split_and_the_limit_are_flags(tmp_path):

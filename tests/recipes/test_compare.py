@@ -51,3 +51,17 @@ def test_other_rows_and_other_metrics_are_refused(tmp_path):
         main(["--a", one, "--b", other])
     with pytest.raises(InputError, match="metric 'hit@10'"):
         main(["--a", one, "--b", one, "--metric", "hit@10"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("dataset", "toys"), ("split", "valid"), ("protocol", "temporal")])
+def test_files_of_other_rows_are_refused_though_as_many(tmp_path, key, value):
+    what = {"dataset": "pens", "split": "test", "protocol": "leave_one_out"}
+    files = []
+    for name, origin in (("x", what), ("y", {**what, key: value}), ("z", what)):
+        evaluation = Evaluation(name, np.array([0, 3, -1]), {}, 3, 0.0)
+        write_results(tmp_path / f"{name}.json", [{"name": name, **origin}], [evaluation])
+        files.append(str(tmp_path / f"{name}.ranks.parquet"))
+    with pytest.raises(InputError, match=rf"parquet:y: {key} {value!r}, and .*x\.ranks.*is of {what[key]!r}"):
+        main(["--a", files[0], "--b", f"{files[1]}:y"])
+    main(["--a", files[0], "--b", files[2]])
+    main(["--a", files[1], "--b", ranks_file(tmp_path / "old.json", users=3, a=[1])])  # one that does not say

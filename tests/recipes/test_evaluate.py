@@ -8,6 +8,7 @@ import pytest
 from bundle_kit import ITEMS, write_bundle
 from pens_dataset import write_pens
 
+from llmrec.artifacts import read_json, write_json
 from llmrec.data.folder import load_dataset
 from llmrec.decoding.recommender import LLMRecommender
 from llmrec.errors import InputError
@@ -89,6 +90,31 @@ def test_bad_flags_are_refused_and_nothing_is_written(bundle, tmp_path, flags, m
     with pytest.raises(InputError, match=message):
         run(bundle, dataset, tmp_path / "x.json", *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["pens"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ks", "41", "--unknown_items", "skip"], "--ks 41: the bundle has 40 items"),
+        # A test row shows five items; 36 of 40 cannot come out beside them.
+        (["--ks", "36", "--exclude_seen", "true", "--unknown_items", "skip"], "a history holds 5 of them"),
+    ],
+)
+def test_lists_that_cannot_be_filled_are_refused_before_anything_is_scored(
+    bundle, tmp_path, monkeypatch, flags, message
+):
+    dataset = write_pens(tmp_path / "pens", extra=("new1", "new2"))
+    monkeypatch.setitem(main.__globals__, "evaluate", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(InputError, match=message):
+        run(bundle, dataset, tmp_path / "x.json", *flags)
+
+
+def test_a_whole_training_file_is_not_marked(bundle, tmp_path):
+    dataset = write_pens(tmp_path / "pens")
+    manifest = read_json(dataset / "manifest.json", "manifest")
+    write_json(dataset / "manifest.json", {**manifest, "train": "published"})
+    rows = run(bundle, dataset, tmp_path / "x.json", "--limit_users", "2", "--baselines", "popularity")
+    assert not [row for row in rows if "train" in row]
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):

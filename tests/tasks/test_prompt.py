@@ -109,3 +109,13 @@ def test_without_any_of_them_there_is_no_start():
 def test_end_token_is_eos_or_the_end_of_a_turn():
     assert TOKENIZER.convert_ids_to_tokens(end_token_id(TOKENIZER, "plain")) == "<|endoftext|>"
     assert TOKENIZER.convert_ids_to_tokens(end_token_id(TOKENIZER, "chat")) == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("behind", "expected"),
+    [(" <|im_end|>", "<|im_end|>"), ("\n<|im_end|>\n", "<|im_end|>"), ("\n", "<|endoftext|>"), ("", "<|endoftext|>")],
+)
+def test_white_space_before_the_end_of_a_turn_is_no_end(behind: str, expected: str):
+    tokenizer = make_tokenizer(TABLE)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}" + behind + "{% endfor %}"
+    assert tokenizer.convert_ids_to_tokens(end_token_id(tokenizer, "chat")) == expected
