@@ -25,7 +25,11 @@ class SIDVocab:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, table: SIDTable, *, popularity: Sequence[int] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        table: SIDTable,
+        *,
+        popularity: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         self.table = table
         self.popularity = np.zeros(len(table), dtype=np.int64) if popularity is None else np.asarray(popularity)

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from llmrec.data.folder import load_dataset
 from llmrec.errors import run_command
-from llmrec.hub import INFO_FILE, push_to_hub, save_card, save_sidecars
+from llmrec.hub import push_to_hub, save_card, save_sidecars
+from llmrec.hub.info import CARD_FILE
 from llmrec.launch import check_launch
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.mixture import mix_tasks
@@ -30,7 +30,7 @@ from llmrec.training.examples import encode_examples, to_dataset, training_rows
 from llmrec.training.finish import describe_run, run_identity, training_popularity
 from llmrec.training.model import prepare_model
 from llmrec.training.parser import parse_recipe
-from llmrec.training.run_folder import claim_run_folder
+from llmrec.training.run_folder import check_run_folder, claim_run_folder
 from llmrec.training.sft import RecommenderSFTTrainer
 from llmrec.training.validation import Validation
 
@@ -41,32 +41,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, training = parse_recipe(argv, RecipeArguments, SFTRecipeConfig)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
-    # The trainer would push whatever lies in its folder; the bundle is pushed when it is whole.
-    push, training.push_to_hub = training.push_to_hub, False
 
     # Data
     dataset = load_dataset(arguments.dataset)
     splits = dataset.split(arguments.protocol, max_history=arguments.max_history)
     table = SIDTable.load(arguments.sids)
     table.check_catalog(dataset.catalog.hash, path=arguments.sids)
-    identity = run_identity(arguments, training, dataset=dataset, table=table, protocol=splits.protocol)
-    checkpoint = [None]
+    popularity = training_popularity(splits.sequences, items=len(dataset.catalog))
+    domain = arguments.domain or dataset.manifest["domain"]
+    form = PromptForm.named(arguments.prompt, domain=domain, max_history=arguments.max_history)
+
+    # The output folder is checked before the work and touched after all else is known to be sound
+    training.check(arguments, items=len(dataset.catalog))
+    described = {"dataset": dataset, "table": table, "form": form, "protocol": splits.protocol}
+    identity = run_identity(arguments, training, **described)
+    overwrite = arguments.overwrite_output_dir
+    checkpoint = check_run_folder(training.output_dir, identity, overwrite=overwrite, finished=CARD_FILE)
     state = PartialState()
-    if state.is_main_process:
-        checkpoint = [
-            claim_run_folder(
-                training.output_dir, identity, overwrite=arguments.overwrite_output_dir, finished=INFO_FILE
-            )
-        ]
-    broadcast_object_list(checkpoint)
+    state.wait_for_everyone()
 
     # Model
     prepared = prepare_model(
-        arguments, table, dataset.catalog, seed=training.seed, trust_remote_code=training.trust_remote_code
+        arguments,
+        table,
+        dataset.catalog,
+        seed=training.seed,
+        popularity=popularity,
+        trust_remote_code=training.trust_remote_code,
     )
     tokenizer, vocab = prepared.tokenizer, prepared.vocab
-    domain = arguments.domain or dataset.manifest["domain"]
-    form = PromptForm.named(arguments.prompt, domain=domain, max_history=arguments.max_history)
 
     # Examples
     encode = {"tokenizer": tokenizer, "form": form, "max_length": training.max_length}
@@ -94,16 +97,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"next_item": 1.0}, catalog=dataset.catalog, vocab=vocab, histories=validation.rows, seed=training.seed
     )
 
-    # Trainer
-    info = describe_run(
-        arguments, training, dataset=dataset, table=table, prepared=prepared, form=form, protocol=splits.protocol
-    )
+    # Trainer; it would push whatever lies in its folder: the bundle is pushed when it is whole
+    info = describe_run(arguments, training, prepared=prepared, **described)
+    push, training.push_to_hub = training.push_to_hub, False
     sidecars = partial(
         save_sidecars,
         tokenizer=tokenizer,
         table=table,
+        info=info,
         titles=dataset.catalog.titles,
-        popularity=training_popularity(splits.sequences, items=len(dataset.catalog)),
+        popularity=popularity,
     )
     trainer = RecommenderSFTTrainer(
         model=prepared.model,
@@ -112,18 +115,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=to_dataset(encode_examples(held_out, **encode), what="validation"),
         processing_class=tokenizer,
         validation=validation,
-        save_sidecars=partial(sidecars, info=info),
+        save_sidecars=sidecars,
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or checkpoint[0])
-
-    # The bundle
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    info["metrics"] = [validation.row(model, trainer.accelerator, dataset=dataset.name, protocol=splits.protocol)]
-    trainer.save_model(training.output_dir)
     if state.is_main_process:
+        claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)
+    state.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or checkpoint)
+
+    # The bundle: the weights first, then what validation says of them, and the card, which marks it as finished
+    trainer.save_model(training.output_dir)
+    if training.eval_strategy != "no":
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        found = validation.row(model, trainer.accelerator, dataset=dataset.name, protocol=splits.protocol)
+        info["metrics"] = [found]
+    if state.is_main_process:
+        sidecars(training.output_dir)
         save_card(training.output_dir)
         if push:
-            push_to_hub(training.output_dir, training.hub_model_id, private=training.hub_private_repo or False)
+            private = training.hub_private_repo or False
+            push_to_hub(training.output_dir, training.hub_model_id, private=private, token=training.hub_token)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a training recipe can be told, in YAML or by flag."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,11 @@ def parse_mapping(value: dict[str, Any] | str | None, name: str) -> dict[str, An
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{name}: expected a mapping, found {value!r}")
     return value or {}
+
+
+def _whole(name: str, value: object, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: {value!r}; a whole number, at least {least}")
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -104,6 +110,11 @@ class RecipeArguments:
     )
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "sids", "model"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise InputError(f"{name}: {getattr(self, name)!r}; give a path or name")
+        for name, least in (("lora_r", 1), ("lora_alpha", 1), ("text_vocab_size", 300), ("eval_beams", 1)):
+            _whole(name, getattr(self, name), least=least)
         _choose("method", self.method, METHODS)
         _choose("supervise", self.supervise, SUPERVISE)
         _choose("prompt", self.prompt, PROMPTS)
@@ -118,19 +129,27 @@ class RecipeArguments:
             )
         if not 0.0 <= self.residual_dropout < 1.0:
             raise InputError(f"residual_dropout: {self.residual_dropout}; it lies in [0, 1)")
-        if self.max_history < 1:
-            raise InputError(f"max_history: {self.max_history}; a prompt keeps at least 1 item")
-        if self.eval_users < 0:
-            raise InputError(f"eval_users: {self.eval_users}; at least 1, or 0 for all")
-        if not self.eval_ks or min(self.eval_ks) < 1 or max(self.eval_ks) > self.eval_beams:
-            raise InputError(f"eval_ks: {self.eval_ks}; each lies between 1 and eval_beams ({self.eval_beams})")
+        _whole("max_history", self.max_history, least=1)
+        _whole("eval_users", self.eval_users, least=0)
+        if not isinstance(self.eval_ks, list) or not self.eval_ks:
+            raise InputError(f"eval_ks: {self.eval_ks!r}; a list of cut-offs, such as [5, 10]")
+        for k in self.eval_ks:
+            _whole("eval_ks", k, least=1)
+        if max(self.eval_ks) > self.eval_beams:
+            raise InputError(f"eval_ks: {self.eval_ks}; none is above eval_beams ({self.eval_beams})")
+        if not isinstance(self.lora_target_modules, list | None):
+            raise InputError(f"lora_target_modules: {self.lora_target_modules!r}; a list of module names")
         self.model_config = parse_mapping(self.model_config, "model_config")
-        self.tasks = {name: float(weight) for name, weight in parse_mapping(self.tasks, "tasks").items()} or {
-            "next_item": 1.0
-        }
+        self.tasks = parse_mapping(self.tasks, "tasks") or {"next_item": 1.0}
         for name, weight in self.tasks.items():
-            if weight <= 0:
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
                 raise InputError(f"tasks: {name} has weight {weight}; a weight is above 0, leave the task out instead")
+
+
+def trains_on_gpu(*, use_cpu: bool) -> bool:
+    """Return whether a CUDA device is there and neither ``use_cpu`` nor accelerate (cpu.yaml) keeps it out."""
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return torch.cuda.is_available() and not (use_cpu or asked_for_cpu)
 
 
 @dataclass
@@ -138,7 +157,10 @@ class SFTRecipeConfig(SFTConfig):
     """TRL's `SFTConfig`; bf16, unless set, and pinned memory are on with a CUDA device and off without one."""
 
     def __post_init__(self) -> None:
-        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        _whole("per_device_train_batch_size", self.per_device_train_batch_size, least=1)
+        if self.learning_rate < 0:
+            raise InputError(f"learning_rate: {self.learning_rate}; it is not negative")
+        on_gpu = trains_on_gpu(use_cpu=self.use_cpu)
         if self.bf16 is None and not self.fp16:
             self.bf16 = on_gpu
         self.dataloader_pin_memory = self.dataloader_pin_memory and on_gpu
@@ -146,3 +168,21 @@ class SFTRecipeConfig(SFTConfig):
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
+
+    def check(self, arguments: RecipeArguments, *, items: int) -> None:
+        """Raise `InputError` for what would fail only after training: cut-offs, the chosen metric, the hub's name.
+
+        Args:
+            arguments: the recipe's own.
+            items: size of the catalogue.
+        """
+        if max(arguments.eval_ks) > items:
+            raise InputError(f"eval_ks: {arguments.eval_ks}; the catalogue has {items} items")
+        metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        if "@" in metric and metric not in [f"{name}@{k}" for name in ("recall", "ndcg") for k in arguments.eval_ks]:
+            raise InputError(
+                f"metric_for_best_model: {self.metric_for_best_model!r} is not measured; choose loss, recall@k or "
+                f"ndcg@k with k from eval_ks ({arguments.eval_ks})"
+            )
+        if self.push_to_hub and not self.hub_model_id:
+            raise InputError("push_to_hub: it needs a name; give hub_model_id, user/name")

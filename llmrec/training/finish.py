@@ -1,6 +1,7 @@
 """What a run says of itself: its identity while it runs, and the manifest of its bundle."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ from llmrec.data.folder import DatasetFolder
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
-from llmrec.training.model import Prepared
+from llmrec.training.model import QUANTIZATION, Prepared
+
+OPTIMISATION = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "max_grad_norm", "max_length", "train_sampling_strategy", "bf16", "fp16", "seed", "data_seed",
+)  # fmt: skip
+"""Fields of `SFTRecipeConfig` that decide the weights."""
 
 
 def training_popularity(sequences: Sequence[Sequence[int]], *, items: int) -> np.ndarray:
@@ -19,37 +27,40 @@ def training_popularity(sequences: Sequence[Sequence[int]], *, items: int) -> np
     return np.bincount(flat, minlength=items)
 
 
+def _optimisation(training: SFTRecipeConfig) -> dict[str, Any]:
+    values = {name: getattr(training, name) for name in OPTIMISATION}
+    # An enum in some versions, a plain name in others.
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def _settings(arguments: RecipeArguments) -> dict[str, Any]:
+    """Return the recipe's own arguments that decide the weights; data and SIDs are told apart by their hashes."""
+    return {
+        name: value
+        for name, value in asdict(arguments).items()
+        if name not in ("dataset", "sids", "domain", "overwrite_output_dir") and not name.startswith("eval_")
+    }
+
+
 def run_identity(
-    arguments: RecipeArguments, training: SFTRecipeConfig, *, dataset: DatasetFolder, table: SIDTable, protocol: str
+    arguments: RecipeArguments,
+    training: SFTRecipeConfig,
+    *,
+    dataset: DatasetFolder,
+    table: SIDTable,
+    form: PromptForm,
+    protocol: str,
 ) -> dict[str, Any]:
     """Return what must be equal for a killed run to go on in its folder."""
     return {
         "dataset": dataset.name,
-        "interactions": dataset.manifest.get("files", {}).get("interactions.parquet"),
-        "catalog_hash": dataset.catalog.hash,
+        "files": dict(dataset.manifest.get("files", {})),
         "sid_hash": table.hash,
+        **_settings(arguments),
         "protocol": protocol,
-        "model": arguments.model,
-        "model_revision": arguments.model_revision,
-        "model_config": arguments.model_config,
-        "method": arguments.method,
-        "supervise": arguments.supervise,
-        "prompt": arguments.prompt,
-        "max_history": arguments.max_history,
-        "tasks": arguments.tasks,
+        "domain": form.domain,
         **_optimisation(training),
     }
-
-
-def _optimisation(training: SFTRecipeConfig) -> dict[str, Any]:
-    """Return what of the optimisation decides the weights."""
-    names = (
-        "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "num_train_epochs", "max_steps",
-        "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
-    )  # fmt: skip
-    values = {name: getattr(training, name) for name in names}
-    values["lr_scheduler_type"] = str(getattr(values["lr_scheduler_type"], "value", values["lr_scheduler_type"]))
-    return values
 
 
 def describe_run(
@@ -87,9 +98,11 @@ def describe_run(
         "dataset": described,
         "protocol": protocol,
         "prompt": form.to_dict(),
-        "base_model": prepared.base_model,
+        "base_model": arguments.model,
         "base_revision": arguments.model_revision,
         "method": arguments.method,
+        "dtype": arguments.dtype,
+        "quantization": dict(QUANTIZATION) if arguments.method == "qlora" else None,
         "sids": {
             "method": table.method,
             "levels": table.levels,
@@ -101,6 +114,7 @@ def describe_run(
         "supervise": arguments.supervise,
         "tasks": arguments.tasks,
         "seed": training.seed,
+        "settings": _settings(arguments),
         "training": _optimisation(training),
         "versions": versions(),
         "commit": git_commit(),

@@ -1,11 +1,15 @@
 """From a model's name to a model and tokenizer that hold the SIDs, ready to train."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
+from peft.utils.error import NoMatchingPeftModuleError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -39,6 +43,13 @@ BUILT_MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+QUANTIZATION = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+"""How ``method: qlora`` loads its base; the manifest of the bundle repeats it."""
+
+FIXED = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")
+"""Config fields of a built model that follow from its tokenizer."""
+
+
 @dataclass
 class Prepared:
     """A model ready to train: with SID rows, and wrapped by an adapter where the method wants one."""
@@ -46,12 +57,17 @@ class Prepared:
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     vocab: SIDVocab
-    base_model: str
     vocab_rows: int
 
 
 def prepare_model(
-    arguments: RecipeArguments, table: SIDTable, catalog: Catalog, *, seed: int, trust_remote_code: bool = False
+    arguments: RecipeArguments,
+    table: SIDTable,
+    catalog: Catalog,
+    *,
+    seed: int,
+    popularity: Sequence[int] | np.ndarray | None = None,
+    trust_remote_code: bool = False,
 ) -> Prepared:
     """Load or build the model, add the SID tokens, start their rows, and attach the adapter.
 
@@ -60,41 +76,54 @@ def prepare_model(
         table: the SIDs.
         catalog: trains the tokenizer of a built model, and gives the words for ``sid_init: text``.
         seed: of the new rows.
+        popularity: ``(items,)`` training counts, by which items that share a SID are ordered.
         trust_remote_code: run model code from the hub repository; read it before you allow it.
 
     Raises:
-        InputError: a built model with an adapter method, a model that cannot be loaded, an encoder-decoder, or a
-            tokenizer that holds SID tokens already.
+        InputError: a built model with an adapter method or with settings of a pretrained one, or the other way
+            round, a model that cannot be loaded, or a tokenizer that holds SID tokens already.
     """
     built = arguments.model in BUILT_MODELS
     if built and arguments.method != "full":
         raise InputError(
             f"method: {arguments.method} adapts pretrained weights, and {arguments.model} has none; use method: full"
         )
+    if built and (arguments.attn_implementation or arguments.model_revision):
+        raise InputError(
+            f"attn_implementation and model_revision are for pretrained models; {arguments.model} is built"
+        )
+    if not built and arguments.model_config:
+        raise InputError(
+            f"model_config: it is for models that are built ({', '.join(BUILT_MODELS)}), not {arguments.model}"
+        )
     tokenizer = _build_tokenizer(arguments, catalog) if built else _load_tokenizer(arguments, trust_remote_code)
     add_sid_tokens(tokenizer, table)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = _build_model(arguments, tokenizer) if built else _load_model(arguments, trust_remote_code)
-    vocab = SIDVocab(tokenizer, table)
+    vocab = SIDVocab(tokenizer, table, popularity=popularity)
     rows = grow_rows(model, tokenizer)
     init_sid_rows(model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed)
-    add_residual_dropout(model, arguments.residual_dropout)
     prepared: PreTrainedModel | PeftModel = model
     if arguments.method != "full":
-        prepared = attach_adapter(
-            model,
-            vocab,
-            method=arguments.method,
-            rank=arguments.lora_r,
-            alpha=arguments.lora_alpha,
-            dropout=arguments.lora_dropout,
-            target_modules=arguments.lora_target_modules,
-        )
+        try:
+            prepared = attach_adapter(
+                model,
+                vocab,
+                method=arguments.method,
+                rank=arguments.lora_r,
+                alpha=arguments.lora_alpha,
+                dropout=arguments.lora_dropout,
+                target_modules=arguments.lora_target_modules,
+            )
+        except (ValueError, NoMatchingPeftModuleError) as error:
+            raise InputError(f"lora_*: PEFT refuses these settings ({error})") from error
+    # After the adapter: PEFT wraps the embedding module, and a hook on what it wraps is never called.
+    add_residual_dropout(prepared, arguments.residual_dropout)
     parameters = sum(parameter.numel() for parameter in prepared.parameters())
     trained = sum(parameter.numel() for parameter in prepared.parameters() if parameter.requires_grad)
     logger.info("%s: %d parameters, %d of them train (%s)", arguments.model, parameters, trained, arguments.method)
-    return Prepared(prepared, tokenizer, vocab, arguments.model, rows)
+    return Prepared(prepared, tokenizer, vocab, rows)
 
 
 def _build_tokenizer(arguments: RecipeArguments, catalog: Catalog) -> PreTrainedTokenizerBase:
@@ -103,30 +132,30 @@ def _build_tokenizer(arguments: RecipeArguments, catalog: Catalog) -> PreTrained
 
 
 def _build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    settings = {**BUILT_MODELS[arguments.model], **parse_model_config(arguments)}
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=cast(int, tokenizer.eos_token_id),
-        pad_token_id=cast(int, tokenizer.pad_token_id),
-        **settings,
-    )
-    return Qwen3ForCausalLM(config)
+    settings: dict[str, Any] = {
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 2048,
+        **BUILT_MODELS[arguments.model],
+        **_parse_model_config(arguments),
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        return Qwen3ForCausalLM(Qwen3Config(**settings))
+    except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model_config: no model can be built from {arguments.model_config} ({error})") from error
 
 
-def parse_model_config(arguments: RecipeArguments) -> dict[str, Any]:
-    """Return the config overrides of a built model.
-
-    Raises:
-        InputError: a key that Qwen3's config does not have.
-    """
+def _parse_model_config(arguments: RecipeArguments) -> dict[str, Any]:
     overrides = parse_mapping(arguments.model_config, "model_config")
     known = set(Qwen3Config().to_dict())
     for key in overrides:
         if key not in known:
             raise InputError(f"model_config: Qwen3Config has no field {key!r}; check its spelling")
+        if key in FIXED:
+            raise InputError(f"model_config: {key!r} follows from the tokenizer; use text_vocab_size for its size")
     return overrides
 
 
@@ -146,9 +175,7 @@ def _load_model(arguments: RecipeArguments, trust_remote_code: bool) -> PreTrain
     quantization = None
     if arguments.method == "qlora":
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
+            **QUANTIZATION,
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         )
     try:

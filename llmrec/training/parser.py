@@ -24,7 +24,11 @@ def parse_recipe(argv: Sequence[str] | None, *kinds: type) -> tuple[Any, ...]:
     Raises:
         InputError: a missing or unreadable file, an unknown key, or a value that its field refuses.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = [
+        part
+        for word in (sys.argv[1:] if argv is None else argv)
+        for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     parser = TrlParser(list(kinds))  # type: ignore[arg-type]
     if "--config" in args:
         place = args.index("--config") + 1
@@ -32,11 +36,14 @@ def parse_recipe(argv: Sequence[str] | None, *kinds: type) -> tuple[Any, ...]:
             raise InputError("--config: no file behind it")
         _check_keys(Path(args[place]), known={action.dest for action in parser._actions})
     try:
-        return parser.parse_args_and_config(args)
+        *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+    if unknown:
+        raise InputError(f"unknown flag {unknown[0]!r}; check its spelling (--help lists all)")
+    return tuple(parsed)
 
 
 def _check_keys(path: Path, *, known: set[str]) -> None:
@@ -50,6 +57,4 @@ def _check_keys(path: Path, *, known: set[str]) -> None:
         raise InputError(f"--config {path}: expected a mapping of keys to values")
     for key in config:
         if key not in known | {"env"}:
-            raise InputError(
-                f"--config {path}: unknown key {key!r}; check its spelling (recipes/sft.py --help lists all)"
-            )
+            raise InputError(f"--config {path}: unknown key {key!r}; check its spelling (--help lists all)")

@@ -4,6 +4,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -123,14 +124,14 @@ def _code_text(
     return deviation, used & (deviation.norm(dim=1) > 0)
 
 
-def add_residual_dropout(model: nn.Module, probability: float) -> None:
+def add_residual_dropout(model: PreTrainedModel | PeftModel, probability: float) -> None:
     """Drop out, while training, the embeddings and what each attention and MLP block adds to the residual stream.
 
     Decoder-only models of today ship without dropout; trained from scratch on a small log they need it. The hooks are
     not part of what `save_pretrained` writes.
 
     Args:
-        model: a decoder whose layers hold ``self_attn`` and ``mlp``.
+        model: a decoder whose layers hold ``self_attn`` and ``mlp``, with its adapter if it has one.
         probability: share of values set to zero, in [0, 1).
 
     Raises:
@@ -145,8 +146,7 @@ def add_residual_dropout(model: nn.Module, probability: float) -> None:
         return nn.functional.dropout(output, probability, module.training)
 
     blocks = [module for name, module in model.named_modules() if name.endswith((".self_attn", ".mlp"))]
-    if not blocks:
+    if not any(name.endswith(".self_attn") for name, _ in model.named_modules()):
         raise InputError(f"residual_dropout: {type(model).__name__} has no self_attn or mlp blocks; set it to 0")
-    get_embeddings = getattr(model, "get_input_embeddings")  # noqa: B009 - nn.Module's type does not name it
-    for module in (get_embeddings(), *blocks):
+    for module in (model.get_input_embeddings(), *blocks):
         module.register_forward_hook(drop)

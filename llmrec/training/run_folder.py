@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 
 
-def claim_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: bool, finished: str) -> str | None:
-    """Check that a run may write into a folder, and find where it goes on.
+def check_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: bool, finished: str) -> str | None:
+    """Check that a run may write into a folder, and find where it goes on; nothing is written or deleted.
 
     Args:
         path: the output folder.
         run: what identifies the run: data, SIDs, model, method, seed. A killed run goes on only if all of it is equal.
-        overwrite: delete what another run left.
+        overwrite: whether another run there may be deleted.
         finished: name of the file that a finished run leaves.
 
     Returns:
@@ -32,18 +32,19 @@ def claim_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: boo
         InputError: the folder holds another run, a finished one, or other files.
     """
     path = Path(path)
-    if overwrite and path.is_dir():
-        if any(path.iterdir()) and not (path / RUN_FILE).is_file():
-            raise InputError(f"{path}: holds files but no {RUN_FILE}, so it is no run of llmrec; it is not deleted")
-        shutil.rmtree(path)
-    if not path.exists() or not any(path.iterdir()):
-        write_json(path / RUN_FILE, run)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; choose another --output_dir")
+    names = {child.name for child in path.iterdir()} if path.is_dir() else set()
+    if names <= {RUN_FILE}:  # new, empty, or stopped before there was anything to keep
+        return None
+    if RUN_FILE not in names:
+        raise InputError(
+            f"{path}: holds files but no {RUN_FILE}, so it is no run of llmrec and is left alone; choose another "
+            "--output_dir"
+        )
+    if overwrite:
         return None
     remedy = "choose another --output_dir, or pass --overwrite_output_dir true to delete it"
-    if not (path / RUN_FILE).is_file():
-        raise InputError(
-            f"{path}: holds files but no {RUN_FILE}, so it is no run of llmrec; choose another --output_dir"
-        )
     before = read_json(path / RUN_FILE, "run description")
     changed = [key for key in run if before.get(key) != run[key]]
     if changed:
@@ -51,9 +52,17 @@ def claim_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: boo
         raise InputError(
             f"{path}: holds another run ({key} is {before.get(key)!r} there, {run[key]!r} here); {remedy}"
         )
-    if (path / finished).is_file():
+    if finished in names:
         raise InputError(f"{path}: holds this very run, finished; {remedy}")
-    checkpoint = get_last_checkpoint(str(path))
+    return get_last_checkpoint(str(path))
+
+
+def claim_run_folder(path: str | Path, run: Mapping[str, Any], *, checkpoint: str | None) -> None:
+    """Make the folder the run's own, as `check_run_folder` allowed: delete what is there unless it goes on from it."""
+    path = Path(path)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
-    return checkpoint
+        return
+    if path.is_dir():
+        shutil.rmtree(path)
+    write_json(path / RUN_FILE, run)

@@ -24,6 +24,11 @@ class RecommenderSFTTrainer(SFTTrainer):
         self, *args: Any, validation: Validation | None, save_sidecars: Callable[[Path], None], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.model is not None and getattr(self.model, "is_loaded_in_4bit", False):
+            # TRL casts what trains to bfloat16, in which small updates of the SID rows are lost.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         self._validation = validation
         self._save_sidecars = save_sidecars
 

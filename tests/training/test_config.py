@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmrec.errors import InputError
-from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.config import RecipeArguments, SFTRecipeConfig, trains_on_gpu
 from llmrec.training.parser import parse_recipe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*/sft_*.yaml"))
@@ -66,10 +66,21 @@ def test_precision_follows_the_device(config) -> None:
         ("sid_init: zero", "sid_init: 'zero'; choose one of mean, text"),
         ("prompt: chat", "supervise: history with prompt: chat would train other conditionals"),
         ("residual_dropout: 1.0", r"residual_dropout: 1.0; it lies in \[0, 1\)"),
-        ("max_history: 0", "max_history: 0; a prompt keeps at least 1 item"),
-        ("eval_users: -1", "eval_users: -1; at least 1, or 0 for all"),
-        ("eval_ks: [5, 50]", r"eval_ks: \[5, 50\]; each lies between 1 and eval_beams \(20\)"),
-        ("tasks: {next_item: 0}", "tasks: next_item has weight 0.0; a weight is above 0"),
+        ("max_history: 0", "max_history: 0; a whole number, at least 1"),
+        ("max_history: 2.5", "max_history: 2.5; a whole number"),
+        ("max_history: null", "max_history: None; a whole number"),
+        ("eval_users: -1", "eval_users: -1; a whole number, at least 0"),
+        ("eval_beams: null", "eval_beams: None; a whole number"),
+        ("eval_ks: 10", r"eval_ks: 10; a list of cut-offs"),
+        ("eval_ks: ['5']", r"eval_ks: '5'; a whole number"),
+        ("eval_ks: [5, 50]", r"eval_ks: \[5, 50\]; none is above eval_beams \(20\)"),
+        ("lora_r: 0", "lora_r: 0; a whole number, at least 1"),
+        ("lora_target_modules: q_proj", "lora_target_modules: 'q_proj'; a list of module names"),
+        ("tasks: {next_item: 0}", "tasks: next_item has weight 0; a weight is above 0"),
+        ("tasks: {next_item: abc}", "tasks: next_item has weight abc; a weight is above 0"),
+        ("tasks: {next_item: null}", "tasks: next_item has weight None; a weight is above 0"),
+        ("per_device_train_batch_size: 0", "per_device_train_batch_size: 0; a whole number, at least 1"),
+        ("learning_rate: -1", "learning_rate: -1(.0)?; it is not negative"),
         ("tasks: next_item", "--tasks 'next_item': not a JSON object"),
         ("model_config: [1]", r"model_config: expected a mapping, found \[1\]"),
         ("max_history: ten", "max_history"),
@@ -81,3 +92,25 @@ def test_refusals(config, text: str, message: str, capsys: pytest.CaptureFixture
         parse(["--config", config(text)])
     found = str(caught.value) if isinstance(caught.value, InputError) else capsys.readouterr().err
     assert re.search(message, found)
+
+
+def test_what_would_fail_only_after_training_is_found_before(config) -> None:
+    arguments, training = parse(["--config", config("eval_ks: [5, 10]")])
+    training.check(arguments, items=10)
+    with pytest.raises(InputError, match=r"eval_ks: \[5, 10\]; the catalogue has 9 items"):
+        training.check(arguments, items=9)
+    for metric in ("loss", "eval_loss", "ndcg@10", "eval_recall@5"):
+        parse(["--config", config(f"metric_for_best_model: {metric}")])[1].check(arguments, items=10)
+    with pytest.raises(InputError, match="metric_for_best_model: 'ndcg@7' is not measured"):
+        parse(["--config", config("metric_for_best_model: ndcg@7")])[1].check(arguments, items=10)
+    with pytest.raises(InputError, match="push_to_hub: it needs a name; give hub_model_id"):
+        parse(["--config", config("push_to_hub: true")])[1].check(arguments, items=10)
+
+
+def test_accelerates_cpu_switch_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert trains_on_gpu(use_cpu=False)
+    assert not trains_on_gpu(use_cpu=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not trains_on_gpu(use_cpu=False)

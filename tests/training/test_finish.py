@@ -1,5 +1,6 @@
 """What a run says of itself."""
 
+import dataclasses
 from pathlib import Path
 
 from llmrec.tasks.prompt import PromptForm
@@ -20,14 +21,21 @@ def make(dataset, tmp_path: Path, **settings) -> tuple[RecipeArguments, SFTRecip
 
 def test_identity_changes_with_what_decides_the_weights(dataset, table, tmp_path: Path) -> None:
     def identity(protocol: str = "leave_one_out", **settings) -> dict:
+        own = {name: settings.pop(name) for name in ("sid_init", "lora_dropout", "eval_beams") if name in settings}
         arguments, training = make(dataset, tmp_path, **settings)
-        return run_identity(arguments, training, dataset=dataset, table=table, protocol=protocol)
+        arguments = dataclasses.replace(arguments, **own)
+        form = PromptForm("plain", "pens")
+        return run_identity(arguments, training, dataset=dataset, table=table, form=form, protocol=protocol)
 
     assert identity() == identity()
     assert identity(seed=1) != identity()
     assert identity(learning_rate=0.5) != identity()
     assert identity(num_train_epochs=9) != identity()
     assert identity("temporal") != identity()
+    assert identity(optim="adafactor") != identity()
+    assert identity(sid_init="text") != identity()
+    assert identity(lora_dropout=0.5) != identity()
+    assert identity(eval_beams=30) == identity()
     assert identity(logging_steps=3) == identity(), "what only watches does not make another run"
 
 
@@ -43,3 +51,5 @@ def test_description_of_a_run(dataset, catalog, table, tmp_path: Path) -> None:
     assert info["vocab_rows"] == len(prepared.tokenizer)
     assert info["training"]["learning_rate"] == training.learning_rate
     assert info["sids"]["sid_hash"] == table.hash
+    assert (info["dtype"], info["quantization"]) == ("float32", None)
+    assert info["settings"]["sid_init"] == "mean"

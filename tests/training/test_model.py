@@ -29,8 +29,21 @@ def test_built_model_takes_overrides(table, catalog) -> None:
         arguments(model="tiny-qwen3", model_config={"num_hidden_layers": 1, "hidden_size": 32}), table, catalog, seed=0
     )
     assert prepared.model.config.num_hidden_layers == 1
-    with pytest.raises(InputError, match="model_config: Qwen3Config has no field 'layers'"):
-        prepare_model(arguments(model="tiny-qwen3", model_config={"layers": 1}), table, catalog, seed=0)
+    untied = arguments(model="tiny-qwen3", model_config={"tie_word_embeddings": False})
+    assert not prepare_model(untied, table, catalog, seed=0).model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("model_config", "message"),
+    [
+        ({"layers": 1}, "model_config: Qwen3Config has no field 'layers'"),
+        ({"vocab_size": 9}, "model_config: 'vocab_size' follows from the tokenizer"),
+        ({"hidden_size": "abc"}, "model_config: no model can be built"),
+    ],
+)
+def test_unfit_overrides(table, catalog, model_config: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare_model(arguments(model="tiny-qwen3", model_config=model_config), table, catalog, seed=0)
 
 
 @pytest.fixture
@@ -63,6 +76,13 @@ def test_dtype_of_a_saved_model(saved: str, table, catalog) -> None:
 def test_refusals(saved: str, table, catalog, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="method: lora adapts pretrained weights, and tiny-qwen3 has none"):
         prepare_model(arguments(model="tiny-qwen3", method="lora"), table, catalog, seed=0)
+    with pytest.raises(InputError, match="attn_implementation and model_revision are for pretrained models"):
+        prepare_model(arguments(model="tiny-qwen3", attn_implementation="eager"), table, catalog, seed=0)
+    with pytest.raises(InputError, match="model_config: it is for models that are built"):
+        prepare_model(arguments(model=saved, model_config={"hidden_size": 8}), table, catalog, seed=0)
+    wrong = arguments(model=saved, method="lora", lora_target_modules=["nowhere"])
+    with pytest.raises(InputError, match=r"lora_\*: PEFT refuses these settings"):
+        prepare_model(wrong, table, catalog, seed=0)
     with pytest.raises(InputError, match="has no tokenizer that can be loaded"):
         prepare_model(arguments(model=str(tmp_path / "nowhere")), table, catalog, seed=0)
     with pytest.raises(InputError, match="dtype: 'float99'; choose one of float32, bfloat16, float16"):

@@ -24,3 +24,11 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         parse(["--config", str(tmp_path / "bad.yaml")])
     with pytest.raises(InputError, match="no file behind it"):
         parse(["--config"])
+
+
+def test_unknown_flags_and_joined_config(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"dataset: a\nsids: b\noutput_dir: {tmp_path}\nuse_cpu: true\nmax_history: 3\n")
+    with pytest.raises(InputError, match="unknown flag '--learn_rate'; check its spelling"):
+        parse(["--config", str(path), "--learn_rate", "1"])
+    assert parse_recipe([f"--config={path}"], RecipeArguments, SFTRecipeConfig)[0].max_history == 3

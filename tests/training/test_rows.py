@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from llmrec.errors import InputError
+from llmrec.training.adapters import attach_adapter
 from llmrec.training.rows import add_residual_dropout, grow_rows, init_sid_rows, is_tied
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -113,6 +114,17 @@ def test_residual_dropout_acts_in_training_only(make_model: MakeModel) -> None:
     assert set(model.state_dict()) == set(plain.state_dict())
 
 
+def test_residual_dropout_reaches_the_embeddings_of_an_adapter(make_model: MakeModel, vocab) -> None:
+    """Of a model without blocks, so that whatever differs comes from the embeddings."""
+    adapted = attach_adapter(make_model(), vocab, method="new_rows")
+    add_residual_dropout(adapted, 0.5)
+    adapted.train()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.random.fork_rng():
+        assert (adapted.get_input_embeddings()(ids) == 0).float().mean() > 0.2
+
+
 def test_residual_dropout_refuses_a_model_without_blocks() -> None:
-    with pytest.raises(InputError, match="residual_dropout: Linear has no self_attn or mlp"):
-        add_residual_dropout(torch.nn.Linear(2, 2), 0.1)
+    model = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(InputError, match="residual_dropout: T5ForConditionalGeneration has no self_attn or mlp"):
+        add_residual_dropout(model, 0.1)

@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 
 from llmrec.errors import InputError
-from llmrec.training.run_folder import RUN_FILE, claim_run_folder
+from llmrec.training.run_folder import RUN_FILE, check_run_folder, claim_run_folder
 
 RUN = {"dataset": "office", "seed": 0}
 
 
+def check(path: Path, run: dict = RUN, *, overwrite: bool = False) -> str | None:
+    return check_run_folder(path, run, overwrite=overwrite, finished="README.md")
+
+
 def claim(path: Path, run: dict = RUN, *, overwrite: bool = False) -> str | None:
-    return claim_run_folder(path, run, overwrite=overwrite, finished="llmrec.json")
+    checkpoint = check(path, run, overwrite=overwrite)
+    claim_run_folder(path, run, checkpoint=checkpoint)
+    return checkpoint
 
 
 def test_new_folder_is_claimed(tmp_path: Path) -> None:
@@ -19,28 +25,40 @@ def test_new_folder_is_claimed(tmp_path: Path) -> None:
     assert (tmp_path / "run" / RUN_FILE).is_file()
 
 
+def test_checking_writes_and_deletes_nothing(tmp_path: Path) -> None:
+    claim(tmp_path)
+    (tmp_path / "checkpoint-5").mkdir()
+    check(tmp_path, {**RUN, "seed": 1}, overwrite=True)
+    assert (tmp_path / "checkpoint-5").is_dir()
+    check(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     claim(tmp_path)
-    assert claim(tmp_path) is None, "killed before its first checkpoint"
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert claim(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
+def test_a_run_that_left_nothing_but_its_description_is_free(tmp_path: Path) -> None:
+    claim(tmp_path, {**RUN, "model": "misspelt"})
+    assert claim(tmp_path) is None
+
+
 def test_another_run_is_refused(tmp_path: Path) -> None:
     claim(tmp_path)
-    with pytest.raises(
-        InputError, match=r"holds another run \(seed is 0 there, 1 here\).*--overwrite_output_dir true"
-    ):
-        claim(tmp_path, {**RUN, "seed": 1})
     (tmp_path / "checkpoint-5").mkdir()
+    message = r"holds another run \(seed is 0 there, 1 here\).*--overwrite_output_dir true"
+    with pytest.raises(InputError, match=message):
+        claim(tmp_path, {**RUN, "seed": 1})
     assert claim(tmp_path, {**RUN, "seed": 1}, overwrite=True) is None
     assert not (tmp_path / "checkpoint-5").exists()
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     claim(tmp_path)
-    (tmp_path / "llmrec.json").touch()
+    (tmp_path / "README.md").touch()
     with pytest.raises(InputError, match="holds this very run, finished"):
         claim(tmp_path)
 
@@ -51,3 +69,5 @@ def test_foreign_files_are_neither_used_nor_deleted(tmp_path: Path, overwrite: b
     with pytest.raises(InputError, match="so it is no run of llmrec"):
         claim(tmp_path, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(InputError, match=r"thesis.tex: is a file"):
+        claim(tmp_path / "thesis.tex", overwrite=overwrite)

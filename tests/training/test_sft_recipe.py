@@ -70,7 +70,8 @@ def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SI
         assert (folder / "llmrec.json").is_file()
         assert (folder / "tokenizer.json").is_file()
     card = (out / "README.md").read_text()
-    assert "time machine" not in card
+    assert f"{bundle.info['metrics'][0]['metrics']['ndcg@10']:.4f}" in card
+    assert not (out / "training_args.bin").exists()
     with pytest.raises(InputError, match="holds this very run, finished"):
         main(flags(dataset, sid_folder, out, max_steps=160, eval_steps=80, save_steps=80, learning_rate=5e-3,
                    tasks='{"next_item": 1.0, "title_to_sid": 0.5}'))  # fmt: skip
@@ -83,7 +84,7 @@ def test_resumed_equals_uninterrupted(dataset, sid_folder: Path, tmp_path: Path)
     whole, weights = losses(out / "checkpoint-4"), load_file(out / "checkpoint-4" / "model.safetensors")
     assert len(whole) == 4
     shutil.rmtree(out / "checkpoint-4")  # as if it had been killed after step 2
-    (out / "llmrec.json").unlink()
+    (out / "README.md").unlink()
     main(argv)
     assert losses(out / "checkpoint-4") == pytest.approx(whole, abs=1e-6)
     for name, tensor in load_file(out / "checkpoint-4" / "model.safetensors").items():
@@ -116,8 +117,49 @@ def test_adapters_through_the_trainer(
     ids = bundle.vocab.item_token_ids.reshape(1, -1)[:, :9]
     with torch.no_grad():
         assert torch.isfinite(again.model(ids).logits).all()
-    recommended = LLMRecommender.from_pretrained(out).recommend([[0, 1], [5]], 10)
-    assert recommended.shape == (2, 10)
+    if method != "qlora":
+        # What was saved is what was validated: the best checkpoint came back with its rows.
+        recommender = LLMRecommender.from_pretrained(out, num_beams=10)
+        rows = dataset.split("leave_one_out", max_history=20).valid
+        found = evaluate(recommender, rows, items=30, ks=[5, 10], progress=False).metrics
+        said = bundle.info["metrics"][0]["metrics"]
+        assert {name: found[name] for name in said} == pytest.approx(said, abs=1e-9)
+    assert LLMRecommender.from_pretrained(out).recommend([[0, 1], [5]], 10).shape == (2, 10)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "new_rows"])
+def test_resumed_adapters_equal_uninterrupted_ones(
+    dataset, sid_folder: Path, pretrained: Path, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "run"
+    settings = {"model": pretrained, "method": method, "lora_dropout": 0.1}
+    if method == "qlora":
+        # bitsandbytes repacks 4-bit weights on a CPU when a model is first evaluated, and rounds otherwise after it.
+        settings |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    argv = flags(dataset, sid_folder, out, **settings)
+    main(argv)
+    whole, weights = losses(out / "checkpoint-4"), load_file(out / "checkpoint-4" / "adapter_model.safetensors")
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "README.md").unlink()
+    main(argv)
+    assert losses(out / "checkpoint-4") == pytest.approx(whole, abs=1e-6)
+    for name, tensor in load_file(out / "checkpoint-4" / "adapter_model.safetensors").items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=0)
+
+
+def test_bad_input_leaves_the_folder_as_it_was(dataset, sid_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for settings in ({"model": "tiny-qwen"}, {"eval_ks": 31, "eval_beams": 31}, {"metric_for_best_model": "ndcg@7"}):
+        with pytest.raises(InputError):
+            main(flags(dataset, sid_folder, out, **settings))
+        assert not out.exists()
+    main(flags(dataset, sid_folder, out, eval_strategy="no", load_best_model_at_end=False, max_steps=1))
+    before = (out / "model.safetensors").read_bytes()
+    assert load_bundle(out).info["metrics"] == [], "eval_strategy: no measures nothing at all"
+    with pytest.raises(InputError, match="'tiny-qwen'"):
+        main(flags(dataset, sid_folder, out, overwrite_output_dir=True, model="tiny-qwen"))
+    assert (out / "model.safetensors").read_bytes() == before
 
 
 def test_sids_of_another_dataset_are_refused(dataset, table: SIDTable, tmp_path: Path) -> None:
