@@ -73,8 +73,8 @@ def check_out(args: argparse.Namespace, wanted: dict[str, Any]) -> None:
     if not args.overwrite and args.out.exists():
         if not manifest_path(args.out).exists():
             raise InputError(
-                f"{args.out}: has no manifest {manifest_path(args.out).name} beside it, so nobody knows what it holds; "
-                "choose another --out, or replace it with --overwrite"
+                f"{args.out}: has no manifest {manifest_path(args.out).name} beside it, so nobody knows what it "
+                "holds; choose another --out, or replace it with --overwrite"
             )
         found = load_manifest(args.out)
         for key, value in wanted.items():

@@ -60,11 +60,11 @@ def spread_weights(module: torch.nn.Module, *, seed: int = 0, scale: float = 0.5
                 parameter.normal_(0.0, scale, generator=generator)
 
 
-def make_model(rows: int, *, tied: bool = True, seed: int = 0) -> PreTrainedModel:
+def make_model(rows: int, *, tied: bool = True, seed: int = 0, **sizes: int) -> PreTrainedModel:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "head_dim": 8, **sizes}
     config = Qwen3Config(
-        vocab_size=rows, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, tie_word_embeddings=tied, max_position_embeddings=512,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0, initializer_range=0.5,
+        vocab_size=rows, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied,
+        max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=0, initializer_range=0.5, **sizes,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config).eval()
     spread_weights(model, seed=seed)
@@ -95,7 +95,7 @@ def make_info(form: PromptForm, *, base_model: str = "tiny", method: str = "full
         "metrics": [
             {
                 "dataset": "Pens", "split": "test", "protocol": "leave_one_out", "exclude_seen": False,
-                "score": "full", "num_beams": 20, "metrics": {"recall@10": 0.25, "ndcg@10": 0.125},
+                "score": "full", "num_beams": 20, "users": 30, "metrics": {"recall@10": 0.25, "ndcg@10": 0.125},
             }
         ],
         **changes,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
@@ -35,13 +36,17 @@ from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from llmrec.artifacts import read_json, write_json
 from llmrec.errors import InputError
 from llmrec.hub import INFO_FILE, Bundle, load_bundle, push_to_hub, save_bundle, save_card, save_sidecars
+from llmrec.hub import bundle as bundle_module
+from llmrec.hub import card as card_module
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm
+from llmrec.training.adapters import attach_adapter
+from llmrec.training.model import BUILT_MODELS
 from llmrec.training.rows import grow_rows
 from llmrec.vocab import SIDVocab
 
@@ -342,9 +347,16 @@ def test_card_has_a_model_index_and_survives_quotes(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "run" / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results or []}
     assert {name: result.metric_value for name, result in results.items()} == {"recall@10": 0.25, "ndcg@10": 0.125}
-    assert results["recall@10"].dataset_config == "leave_one_out, exclude_seen=False, score=full, num_beams=20"
+    assert (
+        results["recall@10"].dataset_config == "leave_one_out, exclude_seen=False, score=full, num_beams=20, users=30"
+    )
     assert results["recall@10"].dataset_split == "test"
-    assert "| Pens | test | leave_one_out | false | full | 20 | 0.2500 | 0.1250 |" in card.text
+    assert (
+        "| dataset | split | protocol | exclude_seen | score | num_beams | users | recall@10 | ndcg@10 |" in card.text
+    )
+    assert "| Pens | test | leave_one_out | false | full | 20 | 30 | 0.2500 | 0.1250 |" in card.text
+    assert "`users` is how many rows of the split were scored, all of them or a sample." in card.text
+    assert "Checkpoints are chosen by" not in card.text
     assert "Dataset: Pens: \"new\" & 'old' #1 (items 40)" in card.text
     assert f"LLMRecommender.from_pretrained({json.dumps(str(tmp_path / 'run'))})" in card.text
     assert "Undefined" not in card.text
@@ -354,12 +366,146 @@ def test_card_says_what_a_recovered_training_file_means(tmp_path: Path) -> None:
     write_bundle(tmp_path / "run", PLAIN)
     assert "recovered from the histories" not in (tmp_path / "run" / "README.md").read_text()
     info = read_json(tmp_path / "run" / INFO_FILE, "manifest")
+    info["dataset"]["train"] = "published"
+    write_json(tmp_path / "run" / INFO_FILE, info)
+    save_card(tmp_path / "run")
+    assert "recovered from the histories" not in (tmp_path / "run" / "README.md").read_text()
     info["dataset"]["train"] = "recovered"
     write_json(tmp_path / "run" / INFO_FILE, info)
     save_card(tmp_path / "run", name="someone/x")
     card = (tmp_path / "run" / "README.md").read_text()
     assert "recovered from the histories" in card
     assert 'name, history = "someone/x"' in card
+
+
+def card_of(path: Path, **changes: Any) -> str:
+    edit_info(path, **changes)
+    save_card(path, name="someone/x")
+    return (path / "README.md").read_text()
+
+
+def test_card_says_that_validation_figures_flatter(bundle_path: Path) -> None:
+    row = {"dataset": "Pens", "split": "valid", "users": 600, "metrics": {"recall@10": 0.25}}
+    card = card_of(bundle_path, metrics=[row])
+    assert "| Pens | valid | leave_one_out |  |  |  | 600 | 0.2500 |" in card
+    assert "Checkpoints are chosen by the split `valid`, so its figures flatter" in card
+    assert "users=600" in card
+
+
+def test_card_of_a_built_model_speaks_of_no_base(bundle_path: Path) -> None:
+    assert set(BUILT_MODELS) == set(card_module.BUILT_MODELS)
+    card = card_of(bundle_path, base_model="small-qwen3")
+    assert "- Trained from scratch: `small-qwen3`, built from a config" in card
+    assert "base model" not in card.lower()
+    assert "The terms of the dataset apply too" in card
+    card = card_of(bundle_path, base_model="Qwen/Qwen3-0.6B")
+    assert "- Base model: `Qwen/Qwen3-0.6B`; all weights were trained." in card
+    assert "The terms of the dataset and of the base model apply too" in card
+
+
+@pytest.mark.parametrize("base", ["/data/me/models/qwen", "/data/me/models/qwen/", r"C:\me\models\qwen"])
+def test_card_names_no_folder_of_its_author(bundle_path: Path, base: str) -> None:
+    card = card_of(bundle_path, base_model=base)
+    assert "- Base model: `qwen`;" in card
+    assert not re.search(r"me[/\\]models", card)
+    assert read_json(bundle_path / INFO_FILE, "manifest")["base_model"] == base
+
+
+# Dtype and quantization
+
+
+@pytest.fixture(scope="module")
+def qlora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    """An adapter on a base of 4 bits, wide enough for bitsandbytes, and as it was in memory."""
+    folder = tmp_path_factory.mktemp("qlora")
+    table, tokenizer = make_table(), make_tokenizer(make_table())
+    vocab = SIDVocab(tokenizer, table)
+    wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
+    make_model(len(make_tokenizer(None)), **wide).to(torch.bfloat16).save_pretrained(folder / "base")
+    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "base", dtype=torch.float32, device_map="cpu", quantization_config=BitsAndBytesConfig(**quantization)
+    )
+    grow_rows(model, tokenizer)
+    adapted = attach_adapter(model, vocab, method="qlora", rank=2)
+    spread_weights(adapted, seed=1, scale=0.1)
+    adapted.eval()
+    rows = model.get_input_embeddings().weight.shape[0]
+    info = make_info(
+        PLAIN, vocab_rows=rows, base_model=str(folder / "base"), method="qlora", dtype="float32",
+        quantization=quantization,
+    )  # fmt: skip
+    save_bundle(folder / "run", model=adapted, tokenizer=tokenizer, table=table, info=info)
+    return folder / "run", Bundle(adapted, tokenizer, vocab, table, info, None)
+
+
+def in_4_bits(bundle: Bundle) -> bool:
+    return any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in bundle.model.modules())
+
+
+def test_an_adapter_s_base_is_loaded_as_it_was_trained(qlora: tuple[Path, Bundle]) -> None:
+    path, saved = qlora
+    loaded = load_bundle(path)
+    assert in_4_bits(loaded)
+    torch.testing.assert_close(logits(loaded, PLAIN), logits(saved, PLAIN), atol=1e-3, rtol=1e-3)
+    assert torch.equal(logits(load_bundle(path, quantize=True, device="cpu"), PLAIN), logits(loaded, PLAIN))
+    whole = load_bundle(path, quantize=False)
+    assert not in_4_bits(whole)
+    assert {parameter.dtype for parameter in whole.model.parameters()} == {torch.float32}, "the base is in bfloat16"
+    assert (logits(whole, PLAIN) - logits(loaded, PLAIN)).abs().max() > 0.01
+    half = load_bundle(path, quantize=False, dtype=torch.bfloat16)
+    assert half.model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_a_full_precision_base_is_merged_without_a_change(qlora: tuple[Path, Bundle], tmp_path: Path) -> None:
+    bundle = load_bundle(qlora[0], quantize=False)
+    before = logits(bundle, PLAIN)
+    merged = bundle.model.merge_and_unload()  # type: ignore[operator]
+    save_bundle(
+        tmp_path / "merged", model=merged, tokenizer=bundle.tokenizer, table=bundle.table,
+        info={**bundle.info, "method": "full", "quantization": None},
+    )  # fmt: skip
+    torch.testing.assert_close(logits(load_bundle(tmp_path / "merged"), PLAIN), before, atol=1e-3, rtol=1e-3)
+
+
+def test_without_bitsandbytes_the_base_is_whole_and_a_warning_says_so(
+    qlora: tuple[Path, Bundle], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bundle_module, "is_bitsandbytes_available", lambda: False)
+    assert not in_4_bits(load_bundle(qlora[0]))
+    assert [record.getMessage() for record in caplog.records if record.name == "llmrec.hub.bundle"] == [
+        f"{qlora[0]}: was trained on a base in 4 bits, and bitsandbytes is not installed: the base is loaded in full "
+        "precision, and answers may differ a little"
+    ]
+    caplog.clear()
+    assert not in_4_bits(load_bundle(qlora[0], quantize=False))
+    assert not caplog.records
+    with pytest.raises(InputError, match="quantize: bitsandbytes is not installed"):
+        load_bundle(qlora[0], quantize=True)
+
+
+def test_a_bundle_without_quantization_is_not_quantized(bundle_path: Path, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "run", PLAIN, method="lora", base=tmp_path / "base")
+    for path in (tmp_path / "run", bundle_path):
+        with pytest.raises(InputError, match=r"quantize: llmrec\.json tells of no adapter on a quantized base"):
+            load_bundle(path, quantize=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float31"}, r"llmrec\.json: dtype 'float31' is none of torch"),
+        ({"dtype": "load"}, r"llmrec\.json: dtype 'load' is none of torch"),
+        ({"quantization": "4 bits"}, r"llmrec\.json: quantization '4 bits' .*load_in_4bit"),
+        ({"quantization": {"load_in_2bit": True}}, r"llmrec\.json: quantization .*load_in_4bit"),
+        ({"quantization": {"load_in_4bit": "yes"}}, r"llmrec\.json: quantization .*load_in_4bit"),
+    ],
+)
+def test_load_refuses_a_dtype_or_quantization_that_is_none(tmp_path: Path, changes: Any, message: str) -> None:
+    write_bundle(tmp_path / "run", PLAIN, method="lora", base=tmp_path / "base")
+    edit_info(tmp_path / "run", **changes)
+    with pytest.raises(InputError, match=message):
+        load_bundle(tmp_path / "run")
 
 
 # Refusals

@@ -1,5 +1,6 @@
 """Save and load bundles: model or adapter, tokenizer with SID tokens, SID table, manifest, card."""
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
 
 from llmrec.artifacts import read_json, whole_folder, write_json
 from llmrec.errors import InputError
@@ -32,11 +41,15 @@ from llmrec.hub.info import (
 from llmrec.sids.table import SIDTable
 from llmrec.vocab import SIDVocab
 
+logger = logging.getLogger(__name__)
+
 RUN_FILES = (
     "checkpoint-*", "run.json", "runs", "logs", "completions", "trainer_state.json", "training_args.bin",
     "*_results.json",
 )  # fmt: skip
 """What a training run leaves beside its bundle; it stays when the bundle is replaced, and is never uploaded."""
+
+_QUANTIZATION = {"load_in_4bit": bool, "bnb_4bit_quant_type": str, "bnb_4bit_use_double_quant": bool}
 
 
 @dataclass
@@ -197,6 +210,7 @@ def load_bundle(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    quantize: bool | None = None,
     is_trainable: bool = False,
     token: str | bool | None = None,
 ) -> Bundle:
@@ -209,13 +223,16 @@ def load_bundle(
         path_or_id: a folder, or a hub id (``user/name``).
         revision: branch, tag or commit on the hub.
         device: where the model goes; None leaves it on the CPU.
-        dtype: of the weights; None takes what was saved.
+        dtype: of the weights; None takes what was saved, and for an adapter's base what it was trained in, where the
+            bundle says so.
+        quantize: load an adapter's base in 4 bits, as it was trained. None does so where the bundle says so and
+            bitsandbytes is installed; False loads it whole, which is how to merge an adapter.
         is_trainable: load an adapter to train it further.
         token: for private repositories; None takes the saved login.
 
     Raises:
         InputError: no bundle there, one of another format, one whose parts do not belong together, or an adapter
-            without the rows of its SID tokens.
+            without the rows of its SID tokens; or ``quantize`` where nothing was quantized or bitsandbytes is missing.
     """
     path = _fetch(path_or_id, revision=revision, token=token)
     info = read_info(path)
@@ -231,9 +248,16 @@ def load_bundle(
     tokenizer = _load(AutoTokenizer, path, what="tokenizer", where=path)
     vocab = SIDVocab(tokenizer, table, popularity=columns.get("popularity"))
     _check_tokens(vocab, tokenizer, info, where=path)
-    weights: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, "use_safetensors": True}
+    adapter = (path / ADAPTER_CONFIG_FILE).is_file()
+    if dtype is None:
+        dtype = _trained_dtype(info, where=path) if adapter else "auto"
+    weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    quantization = _quantization(info if adapter else {}, quantize=quantize, device=device, where=path)
+    if quantization is not None:
+        # Without a map, a machine with a GPU would put a quantized base there, asked or not.
+        weights |= {"quantization_config": quantization, "device_map": {"": str(torch.device(device or "cpu"))}}
     model: PreTrainedModel | PeftModel
-    if (path / ADAPTER_CONFIG_FILE).is_file():
+    if adapter:
         model = _load_adapter(path, info, vocab, weights=weights, is_trainable=is_trainable, token=token)
     else:
         config = _load(AutoConfig, path, what="model config", where=path)
@@ -248,6 +272,49 @@ def load_bundle(
     model.train(is_trainable)
     titles = columns.get("title")
     return Bundle(model, tokenizer, vocab, table, info, None if titles is None else tuple(titles))
+
+
+def _trained_dtype(info: Mapping[str, Any], *, where: object) -> torch.dtype | str:
+    name = info.get("dtype")
+    if name is None:
+        return "auto"
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"{where}: {INFO_FILE}: dtype {name!r} is none of torch; write float32, bfloat16 or float16")
+    return dtype
+
+
+def _quantization(
+    info: Mapping[str, Any], *, quantize: bool | None, device: str | torch.device | None, where: object
+) -> BitsAndBytesConfig | None:
+    """Return how to quantize an adapter's base; None where it is loaded whole."""
+    recorded = info.get("quantization")
+    if recorded is None:
+        if quantize:
+            raise InputError(f"{where}: quantize: {INFO_FILE} tells of no adapter on a quantized base; leave it out")
+        return None
+    if (
+        not isinstance(recorded, Mapping)
+        or recorded.get("load_in_4bit") is not True
+        or not all(isinstance(value, _QUANTIZATION.get(key, ())) for key, value in recorded.items())
+    ):
+        raise InputError(
+            f"{where}: {INFO_FILE}: quantization {recorded!r} is not known; it is null, or load_in_4bit: true with "
+            f"{' and '.join(key for key in _QUANTIZATION if key != 'load_in_4bit')}"
+        )
+    if quantize is False:
+        return None
+    if not is_bitsandbytes_available():
+        if quantize:
+            raise InputError(f"{where}: quantize: bitsandbytes is not installed; pip install bitsandbytes")
+        logger.warning(
+            "%s: was trained on a base in 4 bits, and bitsandbytes is not installed: the base is loaded in full "
+            "precision, and answers may differ a little",
+            where,
+        )
+        return None
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    return BitsAndBytesConfig(**recorded, bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32)
 
 
 def _load_adapter(

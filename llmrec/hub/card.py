@@ -17,12 +17,15 @@ from llmrec.sids.table import SIDTable
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SNIPPET_BEAMS, SNIPPET_LINES = 50, 25
+BUILT_MODELS = ("tiny-qwen3", "small-qwen3")
+"""Base models that are built from a config, so that there is no base but the name."""
 _METHODS = {
     "full": "all weights were trained",
     "lora": "LoRA matrices and the rows of the SID tokens were trained",
     "qlora": "LoRA matrices and the rows of the SID tokens were trained on a base in 4 bits",
     "new_rows": "only the rows of the SID tokens were trained",
 }
+_SETTINGS = ("exclude_seen", "score", "num_beams", "users")
 
 
 def save_card(path: str | Path, *, name: str | None = None) -> None:
@@ -71,10 +74,11 @@ def render_card(path: Path, *, name: str) -> str:
         dataset={key: _line(value) for key, value in info["dataset"].items() if isinstance(value, str)},
         domain=_line(info["prompt"]["domain"]),
         counts=", ".join(f"{_line(key)} {value}" for key, value in (info["dataset"].get("counts") or {}).items()),
-        recovered="train" in info["dataset"],
+        recovered=info["dataset"].get("train") == "recovered",
         protocol=_line(info["protocol"]),
         sids=_sid_text(table),
-        base_model=_line(info["base_model"]),
+        base_model=_line(_base_name(info["base_model"])),
+        scratch=info["base_model"] in BUILT_MODELS,
         base_revision=info.get("base_revision"),
         method=_METHODS.get(info["method"], _line(info["method"])),
         training=_training_text(info),
@@ -120,6 +124,7 @@ def standalone_code(
     unequal = bool((table.codes < 0).any())
     order = "" if table.unique or not popularity else '.sort_by([("popularity", "descending")])'
     revision = f", revision={json.dumps(info['base_revision'])}" if info.get("base_revision") else ""
+    dtype = f", dtype=torch.{info['dtype']}" if re.fullmatch(r"b?float\d+", str(info.get("dtype"))) else ""
     settings = f"pad_token_id={end}, eos_token_id={end}" + (", decoder_start_token_id=start" if seq2seq else "")
     lines = ["import pyarrow.parquet as pq", "import torch"]
     lines += ["from peft import PeftModel"] if adapter else []
@@ -131,7 +136,7 @@ def standalone_code(
     ]
     if adapter:
         lines += [
-            f"model = {auto}.from_pretrained({_literal(info['base_model'])}{revision})",
+            f"model = {auto}.from_pretrained({_literal(info['base_model'])}{revision}{dtype})",
             f"model.resize_token_embeddings({info['vocab_rows']}, mean_resizing=False)",
             "model = PeftModel.from_pretrained(model, name)",
         ]
@@ -203,7 +208,7 @@ def _architecture(path: Path) -> str:
 def _metadata(info: Mapping[str, Any], *, title: str, adapter: bool) -> ModelCardData:
     results = []
     for row in info["metrics"]:
-        settings = [f"{key}={row[key]}" for key in ("exclude_seen", "score", "num_beams") if row.get(key) is not None]
+        settings = [f"{key}={row[key]}" for key in _SETTINGS if row.get(key) is not None]
         for metric, value in row["metrics"].items():
             if value != value:  # a NaN is no YAML number
                 continue
@@ -238,6 +243,11 @@ def is_hub_id(name: str) -> bool:
     )
 
 
+def _base_name(base: str) -> str:
+    """Return what a card calls a base model: its hub id, or the last part of its folder, the rest being private."""
+    return base if is_hub_id(base) else re.split(r"[\\/]", base.rstrip("\\/"))[-1]
+
+
 def _prompt_text(info: Mapping[str, Any]) -> str:
     prompt = info["prompt"]
     form = "a start token, then the SIDs of" if prompt["kind"] == "plain" else "a chat turn of the user about"
@@ -261,7 +271,11 @@ def _training_text(info: Mapping[str, Any]) -> str:
         names = [f"{key} {value}" for key, value in tasks.items()] if isinstance(tasks, Mapping) else tasks
         parts += ["tasks " + ", ".join(f"`{_line(name)}`" for name in names)]
     if isinstance(info.get("training"), Mapping):
-        parts += [f"{_line(key)} {_line(value)}" for key, value in info["training"].items() if key != "seed"]
+        parts += [
+            f"{_line(key)} {_line(value)}"
+            for key, value in info["training"].items()
+            if key != "seed" and value is not None
+        ]
     return ", ".join(parts)
 
 
@@ -270,10 +284,17 @@ def _metrics_table(info: Mapping[str, Any]) -> str:
     if not rows:
         return "None were recorded. `recipes/evaluate.py` measures them from this bundle and a dataset folder."
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    heads = ["dataset", "split", "protocol", "exclude_seen", "score", "num_beams"]
-    lines = ["| " + " | ".join([*heads, *names]) + " |", "|" + "---|" * (len(heads) + len(names))]
+    heads = ["dataset", "split", "protocol", *_SETTINGS]
+    note = "`users` is how many rows of the split were scored, all of them or a sample."
+    if any(row["split"] == "valid" for row in rows):
+        note += (
+            " Checkpoints are chosen by the split `valid`, so its figures flatter the model a little; "
+            "`recipes/evaluate.py` measures the test split."
+        )
+    lines = [note, "", "| " + " | ".join([*heads, *names]) + " |", "|" + "---|" * (len(heads) + len(names))]
     for row in rows:
-        cells = [_cell(row.get(head, info["protocol"] if head == "protocol" else "")) for head in heads]
+        values = {"protocol": info["protocol"], **{key: value for key, value in row.items() if value is not None}}
+        cells = [_cell(values.get(head, "")) for head in heads]
         cells += [f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "" for name in names]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

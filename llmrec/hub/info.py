@@ -48,8 +48,10 @@ def complete_info(info: Mapping[str, Any], *, table: SIDTable) -> dict[str, Any]
         info: ``dataset`` (``name``, ``licence``, ``source``, optionally ``catalog_hash``, ``counts``, ``train``),
             ``protocol``, ``prompt`` (`PromptForm.to_dict`), ``base_model``, ``method``, ``vocab_rows`` (rows of the
             embedding table) and ``seed``; optionally ``base_revision``, ``supervise``, ``tasks``, ``training``,
-            ``weights_licence``, and ``metrics``: rows of ``dataset``, ``split``, ``metrics`` (numbers by name) and the
-            settings they were measured with.
+            ``weights_licence``, ``dtype`` (torch's name of the type that an adapter's base was trained in),
+            ``quantization`` (None, or fields of `transformers.BitsAndBytesConfig` that the base was loaded with), and
+            ``metrics``: rows of ``dataset``, ``split``, ``metrics`` (numbers by name) and the settings they were
+            measured with.
         table: the SIDs.
 
     Returns:
