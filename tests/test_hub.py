@@ -447,6 +447,7 @@ def test_an_adapter_s_base_is_loaded_as_it_was_trained(qlora: tuple[Path, Bundle
     path, saved = qlora
     loaded = load_bundle(path)
     assert in_4_bits(loaded)
+    assert ", dtype=torch.float32)\n" in card_code((path / "README.md").read_text())
     torch.testing.assert_close(logits(loaded, PLAIN), logits(saved, PLAIN), atol=1e-3, rtol=1e-3)
     assert torch.equal(logits(load_bundle(path, quantize=True, device="cpu"), PLAIN), logits(loaded, PLAIN))
     whole = load_bundle(path, quantize=False)
