@@ -109,13 +109,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that llmrec runs from, ``-dirty`` when it has changes, None outside git."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of the checkout that llmrec runs from, ``-dirty`` when it has changes, None outside git.
+
+    Results files do not count as changes: writing one changes nothing of what ran.
+    """
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"],
-            cwd=here, capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!recipes/results")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec import artifacts
 from llmrec.artifacts import (
     check_hash,
     file_sha256,
@@ -135,3 +137,27 @@ def test_made_by_says_how(monkeypatch: pytest.MonkeyPatch):
     assert set(made) == {"command", "commit", "versions", "hardware", "date"}
     assert json.dumps(made)
     assert {"python", "torch", "transformers"} <= set(versions())
+
+
+def test_commit_is_dirty_for_code_and_not_for_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "llmrec").mkdir()
+    (tmp_path / "recipes" / "results").mkdir(parents=True)
+    code, result = tmp_path / "llmrec" / "artifacts.py", tmp_path / "recipes" / "results" / "a.json"
+    monkeypatch.setattr(artifacts, "__file__", str(code))
+    assert artifacts.git_commit() is None, "outside git"
+    code.write_text("1")
+    result.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    commit = artifacts.git_commit()
+    assert commit is not None
+    assert len(commit) == 40
+    result.write_text("2")
+    assert artifacts.git_commit() == commit
+    code.write_text("2")
+    assert artifacts.git_commit() == f"{commit}-dirty"
