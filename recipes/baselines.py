@@ -25,6 +25,7 @@ from llmrec.embeddings.store import load_embeddings, load_manifest
 from llmrec.errors import InputError, run_command
 from llmrec.evaluation.evaluator import evaluate
 from llmrec.evaluation.flags import add_evaluation_flags, check_ks, rows_to_score
+from llmrec.evaluation.profile import gather_facts, profile
 from llmrec.evaluation.results import check_output, format_table, result_row, write_results
 from llmrec.registry import resolve
 
@@ -59,7 +60,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", default="{}", help="JSON by name; with --tune they are not tuned")
     parser.add_argument("--tune", action="store_true", help="choose settings on validation by ndcg@10")
     parser.add_argument("--cache", type=Path, help="folder of fitted and tuned baselines (default: none)")
-    parser.add_argument("--embeddings", help="embeddings of the items, for baselines that read them")
+    parser.add_argument(
+        "--embeddings", help="of the items: for baselines that read them, and for the diversity of lists"
+    )
     parser.add_argument("--device", default="cpu", help="of neural baselines (default: cpu)")
     parser.add_argument("--export_item_vectors", metavar="FILE", help="write the vectors of the one neural baseline")
     return parser.parse_args(argv)
@@ -85,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=args.device,
     )
     data = FitData(splits.sequences, items, context)
+    facts = gather_facts(dataset, splits, rows, embeddings=args.embeddings)
     shared = {
         "dataset": dataset.name,
         "split": args.split,
@@ -115,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tuned=tuned,
             embeddings=said_of_embeddings(args.embeddings, kind),
         )
-        results.append(row)
+        results.append(row | profile(evaluation, facts))
         if args.export_item_vectors:
             without = export_item_vectors(model, args.export_item_vectors, dataset=dataset, splits=splits)
             print(f"{args.export_item_vectors}: vectors of {items} items, {without} of them not in training")

@@ -1,10 +1,12 @@
 """Settings of baselines: made from names and numbers, chosen on validation, and kept so that no work is done twice."""
 
+import ast
 import dataclasses
 import hashlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,10 +100,17 @@ def make_baseline(kind: type, settings: Mapping[str, Any], *, name: str) -> Any:
         raise InputError(f"{name}: a setting is of the wrong type ({error}); given are {dict(settings)}") from error
 
 
-def fit_baseline(model: Any, data: FitData) -> Any:
-    """Fit a baseline and return it; one whose ``fit`` has no ``context`` gets sequences and items alone."""
+def fit_baseline(model: Any, data: FitData, *, checkpoint: Path | None = None) -> Any:
+    """Fit a baseline and return it; one whose ``fit`` has no ``context`` gets sequences and items alone.
+
+    Args:
+        model: to fit.
+        data: what it is fitted on.
+        checkpoint: folder whence a killed fit goes on; None takes the context's.
+    """
     if "context" in inspect.signature(model.fit).parameters:
-        return model.fit(data.sequences, items=data.items, context=data.context)
+        context = data.context if checkpoint is None else dataclasses.replace(data.context, checkpoint=checkpoint)
+        return model.fit(data.sequences, items=data.items, context=context)
     return model.fit(data.sequences, items=data.items)
 
 
@@ -121,25 +130,32 @@ def fit_or_load(
         InputError: as `make_baseline` and the baseline's fit.
     """
     model = make_baseline(kind, settings, name=name)
-    folder = None if cache is None else _folder(model, settings, data, name=name, cache=cache)
+    folder = _folder(model, settings, data, name=name, cache=cache)
     if folder is not None and (folder / CONFIG_NAME).is_file():
         try:
             return type(model).from_pretrained(folder)
         except InputError as error:
             logger.warning("%s is made again: %s", folder, error)
-    fit_baseline(model, data)
+    fit_baseline(model, data, checkpoint=_checkpoint(folder))
     if folder is not None:
         model.save_pretrained(folder)
     return model
 
 
-def _folder(model: Any, settings: Mapping[str, Any], data: FitData, *, name: str, cache: str | Path) -> Path | None:
-    """Return where the cache keeps a baseline, None for one that cannot be saved."""
+def _folder(
+    model: Any, settings: Mapping[str, Any], data: FitData, *, name: str, cache: str | Path | None
+) -> Path | None:
+    """Return where the cache keeps a baseline; None without a cache, and for one that cannot be saved."""
     kind = type(model)
-    if not hasattr(kind, "save_pretrained") or not hasattr(kind, "from_pretrained"):
+    if cache is None or not hasattr(kind, "save_pretrained") or not hasattr(kind, "from_pretrained"):
         return None
     said = getattr(model, "settings", settings)
     return Path(cache) / f"{_file_name(name)}-{_digest(code_hash(kind), data.digest(kind), _words(said))}"
+
+
+def _checkpoint(folder: Path | None) -> Path | None:
+    """Return where a fit leaves what it needs to go on after a kill: beside the folder of the fitted baseline."""
+    return None if folder is None else folder.with_name(f"{folder.name}.checkpoint")
 
 
 def tune(
@@ -197,7 +213,9 @@ def tune(
             fitted = fitted.with_late({key: value for key, value in settings.items() if key in late})
         else:
             fitted, fitted_for = None, early  # the old one goes before the new one comes: each can be large
-            fitted = fit_baseline(make_baseline(kind, settings, name=name), quiet)
+            fitted = make_baseline(kind, settings, name=name)
+            where = _checkpoint(_folder(fitted, settings, data, name=name, cache=cache))
+            fitted = fit_baseline(fitted, quiet, checkpoint=where)
         found = evaluate(
             fitted, rows, items=data.items, ks=(min(CUT, data.items),), exclude_seen=exclude_seen, name=name,
             progress=False, keep_lists=False,
@@ -212,7 +230,7 @@ def tune(
     settings = chosen["settings"]
     if settings != best_settings:  # measured by an earlier call
         return Tuned(settings, trials, fit_or_load(kind, settings, data, name=name, cache=cache))
-    folder = None if cache is None else _folder(best, settings, data, name=name, cache=cache)
+    folder = _folder(best, settings, data, name=name, cache=cache)
     if folder is not None:
         best.save_pretrained(folder)
     return Tuned(settings, trials, best)
@@ -224,16 +242,24 @@ def rows_hash(rows: Sequence[History]) -> str:
 
 
 def code_hash(kind: type) -> str:
-    """Return the SHA-256 of the source files of a class and of what it inherits from, where there are some."""
-    files = []
-    for parent in kind.__mro__[:-1]:
-        try:
-            file = Path(inspect.getfile(parent))
-        except TypeError:
+    """Return the SHA-256 of the source files that a class is made of.
+
+    These are the files of the class and of what it inherits from, in its own package and in this one, and the modules
+    of their folders that they import, at any depth: for a baseline of this package, what lies in ``llmrec/baselines``.
+    """
+    packages = (kind.__module__.partition(".")[0], "llmrec")
+    waiting = [parent.__module__ for parent in kind.__mro__ if parent.__module__.partition(".")[0] in packages]
+    files: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if name in files or not file.is_file():
             continue
-        if parent.__module__.split(".")[0] in (kind.__module__.split(".")[0], "llmrec") and file.is_file():
-            files.append(file_sha256(file))
-    return text_sha256(*files)
+        files[name] = file_sha256(file)
+        near = f"{name.rpartition('.')[0]}."
+        imports = [node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.ImportFrom)]
+        waiting += [node.module for node in imports if node.module and near != "." and node.module.startswith(near)]
+    return text_sha256(*(files[name] for name in sorted(files)))
 
 
 def _array_hash(array: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Tuning on validation, the cache, and the folders that baselines are kept in."""
 
+import importlib
 import json
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from llmrec.artifacts import read_json, write_json
-from llmrec.baselines import ALL_BASELINES, DenseText, ItemKNN, Popularity
+from llmrec.baselines import ALL_BASELINES, DenseText, GRU4Rec, ItemKNN, Popularity, neural_training
 from llmrec.baselines.context import FitContext, training_times
 from llmrec.baselines.tuning import FitData, code_hash, fit_baseline, fit_or_load, make_baseline, tune
 from llmrec.data.folder import load_dataset, write_dataset
@@ -164,6 +165,54 @@ def test_wrong_folders_are_refused(tmp_path):
     write_json(tmp_path / "kept" / "baseline.json", {**config, "format_version": 9})
     with pytest.raises(InputError, match="of format 1; fit it again"):
         Popularity.from_pretrained(tmp_path / "kept")
+
+
+def test_the_code_of_a_class_is_all_that_it_imports_from_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    files = {name: tmp_path / "mine" / f"{name}.py" for name in ("__init__", "model", "layers", "losses", "other")}
+    for file in files.values():
+        file.write_text("")
+    files["model"].write_text("from mine.layers import Layer\n\n\nclass Model(Layer):\n    pass\n")
+    files["layers"].write_text("from mine.losses import loss\n\n\nclass Layer:\n    loss = loss\n")
+    files["losses"].write_text("loss = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("mine.model").Model
+    before = code_hash(kind)
+    files["other"].write_text("loss = 3\n")
+    assert code_hash(kind) == before
+    for name in ("losses", "layers", "model"):
+        text = files[name].read_text()
+        files[name].write_text(text + "# other\n")
+        assert code_hash(kind) != before, name
+        files[name].write_text(text)
+    assert code_hash(kind) == before
+
+
+class Killed(GRU4Rec):
+    """Is killed in its second epoch, once."""
+
+    grid: ClassVar = {}
+    kills: ClassVar[list[int]] = []
+
+    def _lesson(self, rows, draws):
+        self.kills.append(1)
+        if len(self.kills) == 2:
+            raise KeyboardInterrupt
+        return super()._lesson(rows, draws)
+
+
+def test_a_tuning_killed_within_a_fit_goes_on_within_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(neural_training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Killed, "kills", [])
+    fixed = {"epochs": 3, "dim": 8, "batch_size": 64}
+    whole = tune(GRU4Rec, data(valid=ROWS), ROWS, name="gru", fixed={**fixed, "dropout": 0.5, "temperature": None})
+    with pytest.raises(KeyboardInterrupt):
+        tune(Killed, data(valid=ROWS), ROWS, name="gru", fixed=fixed, cache=tmp_path)
+    (left,) = tmp_path.glob("*.checkpoint")
+    found = tune(Killed, data(valid=ROWS), ROWS, name="gru", fixed=fixed, cache=tmp_path)
+    assert len(Killed.kills) == 2 + 2  # one lesson an epoch: the first epoch was not learned again
+    assert not left.exists()
+    assert found.trials[0]["metrics"] == whole.trials[0]["metrics"]
 
 
 class Bare:
