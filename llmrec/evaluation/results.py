@@ -6,16 +6,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmrec.artifacts import made_by, read_json, whole_file, write_json
 from llmrec.errors import InputError
-from llmrec.evaluation.evaluator import Evaluation
+from llmrec.evaluation.evaluator import BOTH, Evaluation
+from llmrec.evaluation.lists import (
+    EXCLUDE_SEEN,
+    LENGTH,
+    OF_A_SYSTEM,
+    RANKS_SUFFIX,
+    ROW_COLUMN,
+    beside,
+    chosen_system,
+    read_columns,
+    write_columns,
+    write_lists,
+)
 
-RANKS_SUFFIX = ".ranks.parquet"
-ROW_COLUMN = "row"
-ORIGIN = ("dataset", "split", "protocol")
-"""What decides which rows were scored; a ranks file says it of its rows."""
+ORIGIN = ("dataset", "split", "protocol", "catalog", "rows")
+"""What decides which rows were scored; a ranks file says it of its rows. ``catalog`` is the hash of the dataset's
+catalogue, ``rows`` the number of rows of the whole split, whether all were scored or not."""
 
 
 def result_row(
@@ -28,6 +38,8 @@ def result_row(
     score: str | None = None,
     num_beams: int | None = None,
     seed: int | None = None,
+    catalog: str | None = None,
+    rows: int | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Return what a results file holds of a system.
@@ -41,6 +53,8 @@ def result_row(
         score: what a model's log-probabilities were taken over; None for a system without.
         num_beams: beams of a model's search; None for a system without.
         seed: that the system was trained with; None where there is no chance in it.
+        catalog: hash of the dataset's catalogue; None where it is not known, and is left out.
+        rows: of the whole split, which ``users`` is less than when only some were scored; None as for ``catalog``.
         more: further JSON values; those that are None are left out.
     """
     return {
@@ -55,14 +69,13 @@ def result_row(
         "metrics": evaluation.metrics,
         "users": evaluation.users,
         "seconds": round(evaluation.seconds, 3),
-        **{key: value for key, value in more.items() if value is not None},
+        **{key: value for key, value in {"catalog": catalog, "rows": rows, **more}.items() if value is not None},
     }
 
 
 def ranks_path(path: str | Path) -> Path:
     """Return where the ranks of a results file lie: ``x.ranks.parquet`` beside ``x.json``."""
-    path = Path(path)
-    return path.with_name(path.name.removesuffix(".json") + RANKS_SUFFIX)
+    return beside(path, RANKS_SUFFIX)
 
 
 def check_output(path: str | Path, names: Sequence[str]) -> None:
@@ -81,9 +94,11 @@ def check_output(path: str | Path, names: Sequence[str]) -> None:
 
 
 def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> None:
-    """Write a results file and its ranks; what stood there is replaced.
+    """Write a results file, its ranks, and the lists of systems that kept them; what stood there is replaced.
 
-    Ranks are kept by row number of the split, never by user id; the schema of their file says `ORIGIN`.
+    Ranks are kept by row number of the split, never by user id. The schema of their file says `ORIGIN`, and of all
+    systems and of each one's column ``exclude_seen`` (``true``, ``false``; ``both`` where the file holds either) and
+    ``k``, the length of its lists: a target at or behind that place has rank -1.
 
     Args:
         path: the JSON file.
@@ -106,12 +121,36 @@ def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluatio
             raise InputError(
                 f"results: systems of {key} {' and '.join(map(repr, values))}; one file holds systems on the same rows"
             )
-    origin = {key: str(row[key]) for row in rows for key in ORIGIN if key in row}
+    of_systems = _of_systems(rows, evaluations)
+    origin = {key: str(row[key]) for row in rows for key in ORIGIN if key in row} | _of_all(of_systems)
     columns = {evaluation.name: pa.array(evaluation.ranks, pa.int32()) for evaluation in evaluations}
     with whole_file(ranks_path(path)) as part:
-        table = pa.table({ROW_COLUMN: pa.array(np.arange(users.pop())), **columns})
-        pq.write_table(table.replace_schema_metadata(origin), part)
+        write_columns(part, columns, origin=origin, of_systems=of_systems)
+    write_lists(path, evaluations, origin=origin, of_systems=of_systems)
     write_json(path, {"results": [dict(row) for row in rows], "made_by": made_by()})
+
+
+def _of_systems(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
+    """Return what is known of `OF_A_SYSTEM`, by the system's name."""
+    found: dict[str, dict[str, str]] = {evaluation.name: {} for evaluation in evaluations}
+    for row in rows:
+        if EXCLUDE_SEEN in row:
+            found.setdefault(row["name"], {})[EXCLUDE_SEEN] = str(row[EXCLUDE_SEEN]).lower()
+    for evaluation in evaluations:
+        if evaluation.ks:
+            found[evaluation.name][LENGTH] = str(max(evaluation.ks))
+    return found
+
+
+def _of_all(of_systems: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return what the systems have in common: the shortest ``k``, ``both`` where some leave seen items out."""
+    said = {key: [of[key] for of in of_systems.values() if key in of] for key in OF_A_SYSTEM}
+    found = {}
+    if said[EXCLUDE_SEEN]:
+        found[EXCLUDE_SEEN] = BOTH if len(set(said[EXCLUDE_SEEN])) > 1 else said[EXCLUDE_SEEN][0]
+    if said[LENGTH]:
+        found[LENGTH] = min(said[LENGTH], key=int)
+    return found
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
@@ -142,27 +181,62 @@ def read_ranks(source: str) -> np.ndarray:
     Raises:
         InputError: a missing or unreadable file, or a name that is missing or unknown.
     """
-    path, name, table = _read_ranks_file(source)
-    names = [column for column in table.column_names if column != ROW_COLUMN]
-    if not name and len(names) == 1:
-        name = names[0]
-    if name not in names:
-        asked = f"no system {name!r}" if name else "several systems"
-        raise InputError(f"{path}: {asked}; write {path}:NAME with one of {', '.join(names)}")
-    return table.column(name).to_numpy().astype(np.int64)
+    path, name, table = read_columns(source, suffix=RANKS_SUFFIX)
+    return table.column(chosen_system(path, name, table)).to_numpy().astype(np.int64)
 
 
 def read_origin(source: str) -> dict[str, str]:
-    """Return what the rows of a ranks file are: its ``dataset``, ``split`` and ``protocol``, those that it says.
+    """Return what a file of ranks or lists says of its rows, as text.
+
+    Args:
+        source: as for `read_ranks`. With a name, or in a file of one system, ``exclude_seen`` and ``k`` are those of
+            that system.
+
+    Returns:
+        Those of `ORIGIN`, ``exclude_seen`` and ``k`` that it says; files of older versions say fewer, or nothing.
+
+    Raises:
+        InputError: a missing or unreadable file, or an unknown name.
+    """
+    path, name, table = read_columns(source, suffix=RANKS_SUFFIX)
+    said = dict(table.schema.metadata or {})
+    if name or len(table.column_names) == 2:
+        said |= table.schema.field(chosen_system(path, name, table)).metadata or {}
+    return {key: said[key.encode()].decode() for key in (*ORIGIN, *OF_A_SYSTEM) if key.encode() in said}
+
+
+def read_list_length(source: str) -> int | None:
+    """Return the length of the lists in which targets were looked for; None in a file that does not say it.
+
+    A rank of -1 says that the target stands in none of so many places, so no metric at a cut above can be computed.
 
     Args:
         source: as for `read_ranks`.
 
     Raises:
-        InputError: a missing or unreadable file.
+        InputError: as `read_origin`, or a length that is no whole number above 0.
     """
-    found = _read_ranks_file(source)[2].schema.metadata or {}
-    return {key: found[key.encode()].decode() for key in ORIGIN if key.encode() in found}
+    found = read_origin(source).get(LENGTH)
+    if found is None:
+        return None
+    if not found.isdecimal() or int(found) < 1:
+        raise InputError(f"{source}: its schema says k {found!r}, expected a whole number above 0; evaluate again")
+    return int(found)
+
+
+def check_cut(source: str, cut: int) -> None:
+    """Raise `InputError` when a metric's cut is above the length of the lists that a ranks file is of.
+
+    Args:
+        source: as for `read_ranks`; a file that does not say its length is taken.
+        cut: the ``k`` of a metric.
+    """
+    length = read_list_length(source)
+    if length is not None and cut > length:
+        raise InputError(
+            f"{source}: its lists have {length} places, so no metric at {cut} can be read from them; choose a cut up "
+            f"to {length}, or evaluate again with --ks {cut}"
+        )
 
 
 def check_same_rows(a: str, b: str) -> None:
@@ -177,20 +251,6 @@ def check_same_rows(a: str, b: str) -> None:
                 f"{b}: {key} {second[key]!r}, and {a} is of {first[key]!r}; compare systems that were scored on the "
                 "same rows"
             )
-
-
-def _read_ranks_file(source: str) -> tuple[Path, str, pa.Table]:
-    """Return the file that ``FILE[:name]`` means, the name, and what the file holds."""
-    name, path = "", Path(source)
-    if not path.is_file():
-        before, _, name = source.rpartition(":")
-        path = Path(before or source)
-    if not path.is_file():
-        raise InputError(f"{source}: no such file; give FILE{RANKS_SUFFIX} or FILE{RANKS_SUFFIX}:name")
-    try:
-        return path, name, pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable ranks file ({error}); evaluate again") from error
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

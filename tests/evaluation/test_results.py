@@ -1,17 +1,22 @@
 """Results files: what stands in them, and what is refused before any work."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import Evaluation
 from llmrec.evaluation.results import (
+    check_cut,
     check_output,
+    check_same_rows,
     format_table,
     ranks_path,
+    read_list_length,
     read_origin,
     read_ranks,
     read_results,
@@ -57,8 +62,10 @@ def test_ranks_stand_by_row_number(tmp_path):
 def test_a_ranks_file_says_what_its_rows_are(tmp_path):
     write(tmp_path / "x.json")
     path = tmp_path / "x.ranks.parquet"
-    assert read_origin(f"{path}:popularity") == {"dataset": "toys", "split": "test", "protocol": "leave_one_out"}
-    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    assert read_origin(f"{path}:popularity") == {
+        "dataset": "toys", "split": "test", "protocol": "leave_one_out", "exclude_seen": "false"
+    }  # fmt: skip
+    pq.write_table(pa.table(pq.read_table(path).to_pydict()), path)
     assert read_origin(f"{path}:popularity") == {}
     rows = [result_row(A, **SETTINGS), result_row(B, **{**SETTINGS, "split": "valid"})]
     with pytest.raises(InputError, match="split 'test' and 'valid'; one file holds systems on the same rows"):
@@ -112,6 +119,57 @@ def test_systems_of_different_rows_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"scored on \[1, 3\] users"):
         write_results(tmp_path / "x.json", [], [A, other])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ranks_file_says_how_its_lists_were_made(tmp_path):
+    a, b = replace(A, ks=(1, 5)), replace(B, ks=(5, 10))
+    known = {**SETTINGS, "catalog": "abc", "rows": 9}
+    rows = [result_row(a, **known), result_row(b, **{**known, "exclude_seen": True})]
+    assert (rows[0]["catalog"], rows[0]["rows"], rows[0]["users"]) == ("abc", 9, 3)
+    write_results(tmp_path / "x.json", rows, [a, b])
+    path = tmp_path / "x.ranks.parquet"
+    of_all = {
+        "dataset": "toys", "split": "test", "protocol": "leave_one_out", "catalog": "abc", "rows": "9",
+        "exclude_seen": "both", "k": "5",
+    }  # fmt: skip
+    assert read_origin(str(path)) == of_all
+    assert read_origin(f"{path}:model") == {**of_all, "exclude_seen": "false", "k": "5"}
+    assert read_origin(f"{path}:popularity") == {**of_all, "exclude_seen": "true", "k": "10"}
+    assert {key.decode(): value.decode() for key, value in pq.read_schema(path).metadata.items()} == of_all
+    assert read_ranks(f"{path}:popularity").tolist() == [-1, -1, 1]
+
+
+def test_a_cut_beyond_the_lists_is_refused(tmp_path):
+    a, b = replace(A, ks=(1, 5)), replace(B, ks=(5, 10))
+    write_results(tmp_path / "x.json", [result_row(a, **SETTINGS), result_row(b, **SETTINGS)], [a, b])
+    path = tmp_path / "x.ranks.parquet"
+    assert [read_list_length(f"{path}:{name}") for name in ("model", "popularity")] == [5, 10]
+    check_cut(f"{path}:model", 5)
+    check_cut(f"{path}:popularity", 10)
+    with pytest.raises(
+        InputError, match=r"x\.ranks\.parquet:model: its lists have 5 places, .*a cut up to 5, or eval"
+    ):
+        check_cut(f"{path}:model", 6)
+    # Files of before do not say it, and are taken.
+    pq.write_table(pa.table({"row": [0], "old": [-1]}), path)
+    assert read_list_length(f"{path}:old") is None
+    check_cut(f"{path}:old", 1000)
+    pq.write_table(pa.table({"row": [0], "old": [-1]}).replace_schema_metadata({"k": "ten"}), path)
+    with pytest.raises(InputError, match="its schema says k 'ten', expected a whole number"):
+        read_list_length(str(path))
+
+
+@pytest.mark.parametrize(("key", "value"), [("catalog", "xyz"), ("rows", 10), ("split", "valid")])
+def test_files_of_other_rows_are_told_apart(tmp_path, key, value):
+    known = {**SETTINGS, "catalog": "abc", "rows": 9}
+    write_results(tmp_path / "x.json", [result_row(A, **known)], [A])
+    write_results(tmp_path / "y.json", [result_row(B, **{**known, key: value})], [B])
+    write_results(tmp_path / "old.json", [{"name": "model"}], [A])
+    x, y, old = (str(tmp_path / f"{name}.ranks.parquet") for name in ("x", "y", "old"))
+    with pytest.raises(InputError, match=rf"y\.ranks\.parquet: {key} '{value}', and .*x\.ranks\.parquet is of"):
+        check_same_rows(x, y)
+    check_same_rows(x, x)
+    check_same_rows(x, old)
 
 
 def test_table():
