@@ -1,0 +1,322 @@
+"""Runs read back from results files, and whether they may stand in one table."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec.artifacts import read_json
+from llmrec.errors import InputError
+from llmrec.evaluation.metrics import per_user
+from llmrec.evaluation.results import RANKS_SUFFIX, ROW_COLUMN, ranks_path, read_results
+
+REMEDIES = {
+    "dataset": "compare systems on one dataset",
+    "split": "evaluate both with one --split",
+    "protocol": "evaluate both with one --protocol",
+    "catalog": "evaluate both with one dataset folder, for the catalogues differ",
+    "exclude_seen": "evaluate both with the same --exclude_seen",
+    "rows": "evaluate both on the same version of the dataset",
+}
+"""What must be equal for two runs to be compared, and what to do where it is not."""
+
+MEASURED = (
+    "seed", "metrics", "users", "seconds", "beyond", "slices", "latency", "sid_level", "by_target", "new_items",
+    "model", "revision", "tuned", "leaks", "parts",
+)  # fmt: skip
+"""Keys of a row that differ between seeds of one configuration."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A system that was scored on the rows of a split.
+
+    Args:
+        name: what tables call it; told apart by its file where two files hold systems of one name.
+        row: of the results file; the name and the origin alone where there is no such row.
+        ranks: ``(users,)`` int64, the target's place in its list from 0; -1 for a miss.
+        k: length of the lists that the ranks were measured in; None where the file does not tell.
+        source: the results file, or the ranks file where there is none.
+        made_by: command, commit, versions, hardware and date; empty where unknown.
+        origin: what the ranks file says of its rows: dataset, split, protocol, ``exclude_seen``, ``catalog`` and
+            ``rows``.
+    """
+
+    name: str
+    row: Mapping[str, Any] = field(repr=False)
+    ranks: np.ndarray = field(repr=False)
+    k: int | None
+    source: Path
+    made_by: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    origin: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def system(self) -> str:
+        """The name that the file gives it."""
+        return self.row.get("name", self.name)
+
+    @property
+    def seed(self) -> int | None:
+        """What it was trained with; None where there is no chance in it, or the file does not tell."""
+        return self.row.get("seed")
+
+    def fact(self, key: str) -> str | None:
+        """Return what the run says of ``dataset``, ``split``, ``protocol``, ``catalog``, ``exclude_seen`` or ``rows``.
+
+        What stands in its row goes before what its ranks file says. None where neither tells.
+        """
+        if key == "rows":
+            return self.origin.get(key) or str(len(self.ranks))
+        value = self.row.get(key)
+        if value is None:
+            return self.origin.get(key)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def values(self, metric: str) -> np.ndarray:
+        """Return the metric of every user.
+
+        Args:
+            metric: ``recall@K``, ``ndcg@K``, ``mrr@K`` or ``map@K``.
+
+        Returns:
+            ``(users,)`` float64.
+
+        Raises:
+            InputError: an unknown metric, or a ``K`` above the length of the lists, in which a miss may be a hit that
+                was cut off.
+        """
+        found = per_user(metric, self.ranks)
+        cut = int(metric.partition("@")[2])
+        if self.k is not None and cut > self.k:
+            raise InputError(
+                f"{self.source}: {metric} of {self.name!r} needs lists of {cut} items and they had {self.k}; choose a "
+                f"cut up to {self.k}, or evaluate again with --ks {cut}"
+            )
+        return found
+
+
+def load_runs(sources: Sequence[str]) -> list[Run]:
+    """Return the runs of results files.
+
+    Args:
+        sources: ``FILE.json`` for all systems of a file, ``FILE.json:NAME`` for one; ``FILE.ranks.parquet`` with or
+            without a name means the results file beside it, and is enough where there is none.
+
+    Returns:
+        Runs in the order of the sources, each system of a file once. Where systems of several files share a name, each
+        gets the end of its file's path behind it: ``sasrec (office/seed0)``.
+
+    Raises:
+        InputError: no source, a missing or unreadable file, an unknown name, or ranks that do not belong to their row.
+    """
+    if not sources:
+        raise InputError("no results files given; name at least one FILE.json or FILE.json:NAME")
+    runs: dict[tuple[Path, str], Run] = {}
+    for source in sources:
+        path, name = _split_source(source)
+        for run in _read_file(path, name):
+            runs.setdefault((path.with_name(_stem(path)).resolve(), run.name), run)
+    return _told_apart(list(runs.values()))
+
+
+def check_comparable(runs: Sequence[Run], *, allow_partial: bool = False) -> None:
+    """Raise `InputError` where two runs were not scored alike; both files, both values and the remedy are named.
+
+    Compared are dataset, split, protocol, catalogue, ``exclude_seen`` and the number of rows. What a file does not
+    tell is taken.
+
+    Args:
+        runs: to be compared.
+        allow_partial: take runs on a part of the split's rows (``--limit_users``), if all have as many.
+
+    Raises:
+        InputError: as above; or a run that lacks users of the split.
+    """
+    for run in runs if not allow_partial else ():
+        missing = int(run.fact("rows") or 0) - len(run.ranks)
+        if missing:
+            raise InputError(
+                f"{run.source}: {run.name!r} lacks {missing} of the split's {run.fact('rows')} users; evaluate it "
+                "again without --limit_users"
+            )
+    for key, remedy in REMEDIES.items():
+        known = [(run, run.fact(key)) for run in runs if run.fact(key) is not None]
+        for run, value in known:
+            first, expected = known[0]
+            if value != expected:
+                raise InputError(
+                    f"{run.source}: {key} {value!r} of {run.name!r}, and {first.source} has {expected!r} of "
+                    f"{first.name!r}; {remedy}"
+                )
+    for run in runs:
+        if len(run.ranks) != len(runs[0].ranks):
+            raise InputError(
+                f"{run.source}: {len(run.ranks)} users of {run.name!r}, and {runs[0].source} has "
+                f"{len(runs[0].ranks)} of {runs[0].name!r}; evaluate both on the same rows"
+            )
+
+
+def by_exclusion(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
+    """Return runs by their ``exclude_seen``, ``true`` or ``false``, in order of appearance; None where unknown."""
+    found: dict[str | None, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.fact("exclude_seen"), []).append(run)
+    return found
+
+
+def without_copies(runs: Sequence[Run]) -> list[Run]:
+    """Return runs without those that repeat an earlier one: the same system with the same ranks, scored alike.
+
+    Every file of ``evaluate.py`` holds the counting baselines; a table of several files needs them once.
+    """
+    kept: list[Run] = []
+    for run in runs:
+        facts = [run.system, run.row.get("settings"), *map(run.fact, REMEDIES)]
+        copies = (
+            facts == [other.system, other.row.get("settings"), *map(other.fact, REMEDIES)]
+            and np.array_equal(run.ranks, other.ranks)
+            for other in kept
+        )
+        if not any(copies):
+            kept.append(run)
+    shared = Counter(run.system for run in kept)
+    return [replace(run, name=run.system) if shared[run.system] == 1 else run for run in kept]
+
+
+def group_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return runs grouped by configuration: those with one name and equal settings whose seeds all differ.
+
+    Args:
+        runs: in any order.
+
+    Returns:
+        Groups in order of their first run. A run without a seed, or with one that its group has already, stands alone.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        fitting = (
+            group
+            for group in groups
+            if run.seed is not None
+            and all(other.seed not in (None, run.seed) for other in group)
+            and _configuration(group[0]) == _configuration(run)
+        )
+        group = next(fitting, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return groups
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    left = {key: value for key, value in run.row.items() if key not in MEASURED}
+    if isinstance(left.get("settings"), Mapping):
+        left["settings"] = {key: value for key, value in left["settings"].items() if key != "seed"}
+    return left | {key: run.fact(key) for key in REMEDIES}
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(RANKS_SUFFIX).removesuffix(".json")
+
+
+def _split_source(source: str) -> tuple[Path, str]:
+    """Return the file and the name (empty: all systems) of ``FILE[:NAME]``; either may hold colons."""
+    for end in (len(source), *(match.start() for match in re.finditer(":", source))):
+        if Path(source[:end]).is_file():
+            return Path(source[:end]), source[end + 1 :]
+    raise InputError(f"{source}: no such file; give FILE.json or FILE.json:NAME")
+
+
+def _read_file(path: Path, name: str) -> list[Run]:
+    """Return the runs of a results file, or of a ranks file; only that of ``name`` where there is one."""
+    ranks_file = path if path.name.endswith(RANKS_SUFFIX) else ranks_path(path)
+    results = path if ranks_file != path else path.with_name(f"{_stem(path)}.json")
+    rows, made_by = {}, {}
+    if results.is_file():
+        rows = {row["name"]: row for row in read_results(results)}
+        made_by = read_json(results, "results file").get("made_by") or {}
+    if not ranks_file.is_file():
+        raise InputError(f"{path}: its ranks are missing, {ranks_file}; evaluate again, or put that file beside it")
+    try:
+        table = pq.read_table(ranks_file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{ranks_file}: not a readable ranks file ({error}); evaluate again") from error
+    columns = [column for column in table.column_names if column != ROW_COLUMN]
+    names = list(rows) if rows and path == results else columns
+    if name and name not in names:
+        raise InputError(f"{path}: no system {name!r}; it holds {', '.join(names)}")
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    origin = {key: metadata[key] for key in REMEDIES if key in metadata}
+    found = []
+    for system in [name] if name else names:
+        if system not in columns:
+            raise InputError(f"{ranks_file}: no ranks of {system!r}, which {path} holds; evaluate again")
+        row = rows.get(system, {"name": system, **{key: origin[key] for key in origin if key != "rows"}})
+        ranks = _ranks(table, system, row, origin, ranks_file)
+        source = results if results.is_file() else ranks_file
+        found.append(Run(system, row, ranks, _list_length(metadata, row, ranks_file), source, made_by, origin))
+    return found
+
+
+def _ranks(table: pa.Table, system: str, row: Mapping[str, Any], origin: Mapping[str, str], path: Path) -> np.ndarray:
+    """Return the ranks of a system in the order of rows, none of them missing."""
+    column = table.column(system)
+    if not pa.types.is_integer(column.type):
+        raise InputError(f"{path}: ranks of {system!r} are {column.type}, not whole numbers; evaluate again")
+    if column.null_count:
+        first = column.is_null().to_pylist().index(True)
+        raise InputError(
+            f"{path}: {system!r} lacks {column.null_count} of {len(column)} users, the first in row {first}; evaluate "
+            "it again on all rows"
+        )
+    ranks = column.to_numpy().astype(np.int64)
+    if ROW_COLUMN in table.column_names:
+        numbers = table.column(ROW_COLUMN).to_numpy()
+        if not np.array_equal(numbers, np.arange(len(ranks))):
+            first = np.flatnonzero(~np.isin(np.arange(len(ranks)), numbers))
+            what = f"row {first[0]} of the split is not there" if len(first) else "rows are not in order"
+            raise InputError(f"{path}: its rows are not 0 to {len(ranks) - 1}, {what}; evaluate again on all rows")
+    users = row.get("users", len(ranks))
+    if users != len(ranks):
+        raise InputError(
+            f"{path}: {len(ranks)} ranks of {system!r}, and the results file says {users} users; the two are of "
+            "different evaluations: evaluate again"
+        )
+    if not origin.get("rows", "0").isdecimal():
+        raise InputError(f"{path}: rows {origin['rows']!r} in its schema is no number; evaluate again")
+    return ranks
+
+
+def _list_length(metadata: Mapping[str, str], row: Mapping[str, Any], path: Path) -> int | None:
+    """Return how long the lists were: what the ranks file says, or the largest cut of the row's metrics."""
+    if "k" in metadata:
+        if not metadata["k"].isdecimal():
+            raise InputError(f"{path}: k {metadata['k']!r} in its schema is no number; evaluate again")
+        return int(metadata["k"])
+    cuts = [metric.rpartition("@")[2] for metric in row.get("metrics", {})]
+    return max((int(cut) for cut in cuts if cut.isdecimal()), default=None)
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Return runs whose names differ: those that share one get as much of their file's path as tells them apart."""
+    shared = Counter(run.name for run in runs)
+    named = []
+    for run in runs:
+        if shared[run.name] == 1:
+            named.append(run)
+            continue
+        paths = [
+            other.source.with_name(_stem(other.source)).resolve().parts for other in runs if other.name == run.name
+        ]
+        own = run.source.with_name(_stem(run.source)).resolve().parts
+        depths = (depth for depth in range(1, len(own)) if sum(path[-depth:] == own[-depth:] for path in paths) == 1)
+        label = "/".join(own[-next(depths, len(own)) :])
+        named.append(replace(run, name=f"{run.name} ({label})"))
+    return named
