@@ -15,7 +15,8 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 0.3rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 0.3rem; }
+h3 { font-size: 1.05rem; margin: 1.4rem 0 0.3rem; }
+h4 { font-size: 0.95rem; margin: 0.6rem 0 0.1rem; overflow-wrap: anywhere; }
 p, li { margin: 0.3rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 figure { margin: 0.8rem 0; }
 figcaption { font-size: 0.9em; }
