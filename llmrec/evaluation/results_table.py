@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmrec.artifacts import read_json, whole_file
 from llmrec.errors import InputError
 from llmrec.evaluation.runs import Run, check_comparable, group_seeds, load_runs
@@ -150,8 +152,8 @@ def _own(seeds: Sequence[Run], label: str | None, metrics: Sequence[str], level:
 
 
 def _interval(seeds: Sequence[Run], metric: str, level: float, samples: int) -> Interval:
-    values = sum(run.values(metric) for run in seeds) / len(seeds)
-    return paired_bootstrap(values, 0 * values, samples=samples, level=level)
+    values = np.mean([run.values(metric) for run in seeds], axis=0)
+    return paired_bootstrap(values, np.zeros(len(values)), samples=samples, level=level)
 
 
 def figure(value: float) -> str:
@@ -241,9 +243,8 @@ def section_diff(document: str | Path, spec_file: str | Path, *, write: bool, sa
     if not document.is_file():
         raise InputError(f"{document}: no such file; it holds the table of results")
     old = document.read_text(encoding="utf-8")
-    new = replace_section(
-        old, results_markdown(*read_groups(spec_file, samples=samples)), where=str(document)
-    )  # fmt: skip
+    table = results_markdown(*read_groups(spec_file, samples=samples))
+    new = replace_section(old, table, where=str(document))
     if new != old and write:
         with whole_file(document) as part:
             part.write_text(new, encoding="utf-8")
