@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, pairwise
 
 
 def ranks(recommended, targets):
@@ -134,3 +134,88 @@ def slice_means(values, labels):
 
 def day(seconds):
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+
+
+def next_items(sequences):
+    """Every (item, item right after it), one sequence after the other."""
+    return [pair for sequence in sequences for pair in pairwise(sequence)]
+
+
+def entropy(values):
+    counts = Counter(values)
+    total = sum(counts.values())
+    return -sum(count / total * math.log2(count / total) for count in counts.values())
+
+
+def conditional_entropy(pairs):
+    """Mean over pairs of the entropy of what followed their first item."""
+    followed = {}
+    for first, second in pairs:
+        followed.setdefault(first, []).append(second)
+    return sum(len(after) / len(pairs) * entropy(after) for after in followed.values())
+
+
+def reached(sequences, history, hops, last):
+    """Items within so many hops of the last items; a way back to where it began reaches nothing new."""
+    edges = set(next_items(sequences))
+    starts = set(history[-last:])
+    one = {second for first, second in edges if first in starts}
+    two = {second for first, second in edges if first in one} - starts
+    return one if hops == 1 else one | two
+
+
+def place_after(sequences, history, target, popularity):
+    """Place of the target among what followed the last item, from 1; 0 where it never did."""
+    counts = Counter(second for first, second in next_items(sequences) if first == history[-1])
+    order = sorted(counts, key=lambda item: (-counts[item], -popularity[item], item))
+    return order.index(target) + 1 if target in counts else 0
+
+
+def random_cosine(vectors, weights):
+    """Mean and standard deviation of the cosine of two different items drawn by weight."""
+    drawn = [(weights[a] * weights[b], _cosine(vectors[a], vectors[b]))
+             for a in range(len(vectors)) for b in range(len(vectors))
+             if a != b and any(vectors[a]) and any(vectors[b])]  # fmt: skip
+    total = sum(weight for weight, _ in drawn)
+    mean = sum(weight * cosine for weight, cosine in drawn) / total
+    return mean, math.sqrt(sum(weight * (cosine - mean) ** 2 for weight, cosine in drawn) / total)
+
+
+def nearest(vectors, item, count):
+    others = [other for other in range(len(vectors)) if other != item]
+    return sorted(others, key=lambda other: (-_cosine(vectors[item], vectors[other]), other))[:count]
+
+
+def rules(sequences, support, confidence):
+    """Pairs of different items, the second right after the first in enough sequences of those that hold the first."""
+    found = 0
+    items = {item for sequence in sequences for item in sequence}
+    for first in items:
+        holding = [sequence for sequence in sequences if first in sequence]
+        for second in items - {first}:
+            after = sum((first, second) in pairwise(sequence) for sequence in holding)
+            found += after >= support and after >= confidence * len(holding)
+    return found
+
+
+def overlap(train, valid, test):
+    """Counts of the test rows ``(user, history, target)`` that stand in training and validation too."""
+    users = {user for user, _, _ in test}
+    return {
+        "test_rows": len(test),
+        "same_rows_train": sum(any(row[1:] == other[1:] for other in train) for row in test),
+        "same_rows_valid": sum(any(row[1:] == other[1:] for other in valid) for row in test),
+        "users": len(users),
+        "users_in_train": len(users & {user for user, _, _ in train}),
+        "users_in_valid": len(users & {user for user, _, _ in valid}),
+        "target_in_own_train": sum(
+            any(user == own and (target == goal or target in items) for own, items, goal in train)
+            for user, _, target in test
+        ),
+        "target_is_own_valid": sum(
+            any(user == own and target == goal for own, _, goal in valid) for user, _, target in test
+        ),
+        "valid_target_in_history": sum(
+            any(user == own and goal in items for own, _, goal in valid) for user, items, _ in test
+        ),
+    }
