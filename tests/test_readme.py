@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import json
 import re
 import runpy
 import shlex
@@ -130,16 +129,3 @@ def test_the_demo_ends_with_commands_of_the_readme():
     lines = [line for line in command_lines(following) if line[0] in ("python", "accelerate")]
     assert len(lines) == 7
     assert [line for line in lines if line not in COMMANDS] == []
-
-
-def test_result_table_repeats_the_files():
-    """Each figure of the README's table stands in a results file, to four digits."""
-    rows = re.findall(r"^\| (office|beauty) \| ([^|]+) \| (.+) \|$", README, re.MULTILINE)
-    assert len(rows) >= 9
-    for dataset, system, figures in rows:
-        found = []
-        for file in (ROOT / "recipes" / "results" / dataset).glob("sft_*.json"):
-            for row in json.loads(file.read_text(encoding="utf-8"))["results"]:
-                names = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-                found.append((row["name"], [f"{row['metrics'][name]:.4f}".removeprefix("0") for name in names]))
-        assert (system, figures.split(" | ")) in found, f"{dataset}: {system}"

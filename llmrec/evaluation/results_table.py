@@ -1,6 +1,7 @@
 """The README's table of results, made from results files: what stands there is what the files say."""
 
 import difflib
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmrec.evaluation.significance import Interval, paired_bootstrap
 SPEC_FILE = "table.json"
 START, END = "<!-- results -->", "<!-- /results -->"
 SAMPLES = 10_000
+WIDTH = 119
 METRIC_WORDS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 SEEN_WORDS = {"true": "left out", "false": "kept"}
 NOTHING = "-"
@@ -199,9 +201,12 @@ def results_markdown(groups: Sequence[TableGroup], metrics: Sequence[str], level
                 label += f" ({row.seeds} seeds)"
             lines.append([group.name, seen, label, *(_cell(row, metric) for metric in metrics)])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    found = "\n".join(f"[{number}] {source}  " for number, source in enumerate(sources, 1))
-    below = f"\n\nIn italics: as published, not measured here.  \n{found.rstrip()}" if sources else ""
-    return f"{lead[0].upper()}{lead[1:]}\n\n{table}{below}"
+    parts = [f"{lead[0].upper()}{lead[1:]}"]
+    if sources:
+        listed = "; ".join(f"[{number}] {source}" for number, source in enumerate(sources, 1))
+        parts.append(f"In italics: as published, not measured here. {listed}.")
+    first, *last = (textwrap.fill(part, WIDTH, break_long_words=False, break_on_hyphens=False) for part in parts)
+    return "\n\n".join([first, table, *last])
 
 
 def replace_section(text: str, new: str, *, where: str) -> str:
