@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,17 @@ class CatalogBridge:
 
     def recommend(self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False) -> Tensor:
         """Return ``(users, k)`` rows of the dataset, or behind them of items that the recommender alone knows."""
-        inward = self._inward.tolist()
-        known = [[inward[item] for item in history if inward[item] >= 0] for history in histories]
-        found = self.recommender.recommend(known, k, exclude_seen=exclude_seen).cpu()
+        found = self.recommender.recommend(self._known(histories), k, exclude_seen=exclude_seen).cpu()
         return torch.where(found >= 0, self._outward[found], found)
+
+    def rank(self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False) -> tuple[Tensor, Tensor]:
+        """Return `recommend`'s rows and their ``(users, k)`` scores, of a recommender that has ``rank`` itself."""
+        recommender: Any = self.recommender
+        found, scores = recommender.rank(self._known(histories), k, exclude_seen=exclude_seen)
+        found = found.cpu()
+        return torch.where(found >= 0, self._outward[found], found), scores.cpu()
+
+    def _known(self, histories: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return histories in the recommender's rows, without items that it does not know."""
+        inward = self._inward.tolist()
+        return [[inward[item] for item in history if inward[item] >= 0] for history in histories]

@@ -172,3 +172,28 @@ def transition_graph_scores(sequences, vectors, history, *, edge, two_hop, secon
             walk = walk if source != item else 0.0
             scores[item] += weight * (edge * math.log1p(counts[source][item]) + two_hop * walk + cosine)
     return scores
+
+
+def slow_rank_fusion(lists, weights, constant, k):
+    """One user's lists, fused place by place."""
+    scores = Counter()
+    for items, weight in zip(lists, weights, strict=True):
+        for item in dict.fromkeys(items):
+            if item >= 0 and weight > 0:
+                scores[item] += weight / (constant + items.index(item) + 1)
+    found = sorted(scores, key=lambda item: (-round(scores[item], 11), item))
+    return (found + [-1] * k)[:k]
+
+
+def slow_beam_fusion(rows, beams, others, weights, k):
+    """One user's candidates by the product of softmaxes, in logarithms."""
+    places = [place for place, row in enumerate(rows) if row >= 0 and rows.index(row) == place]
+    total = dict.fromkeys(places, 0.0)
+    for scores, weight in zip([beams, *others], weights, strict=True):
+        there = [scores[place] for place in places if scores[place] > -math.inf]
+        filled = [weight * max(scores[place], min(there, default=0.0)) for place in places]
+        normaliser = math.log(sum(math.exp(value) for value in filled)) if filled else 0.0
+        for place, value in zip(places, filled, strict=True):
+            total[place] += value - normaliser
+    best = sorted(places, key=lambda place: (-round(total[place], 8), rows[place]))
+    return ([rows[place] for place in best] + [-1] * k)[:k]
