@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from llmrec.artifacts import read_json
 from llmrec.errors import InputError
+from llmrec.evaluation.evaluator import BOTH
+from llmrec.evaluation.lists import EXCLUDE_SEEN, LENGTH, RANKS_SUFFIX, ROW_COLUMN
 from llmrec.evaluation.metrics import per_user
-from llmrec.evaluation.results import RANKS_SUFFIX, ROW_COLUMN, ranks_path, read_results
+from llmrec.evaluation.results import ranks_path, read_results
 
 REMEDIES = {
     "dataset": "compare systems on one dataset",
@@ -72,7 +74,7 @@ class Run:
         What stands in its row goes before what its ranks file says. None where neither tells.
         """
         if key == "rows":
-            return self.origin.get(key) or str(len(self.ranks))
+            return self.origin.get(key) or str(self.row.get(key, len(self.ranks)))
         value = self.row.get(key)
         if value is None:
             return self.origin.get(key)
@@ -252,17 +254,24 @@ def _read_file(path: Path, name: str) -> list[Run]:
     names = list(rows) if rows and path == results else columns
     if name and name not in names:
         raise InputError(f"{path}: no system {name!r}; it holds {', '.join(names)}")
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    origin = {key: metadata[key] for key in REMEDIES if key in metadata}
     found = []
     for system in [name] if name else names:
         if system not in columns:
             raise InputError(f"{ranks_file}: no ranks of {system!r}, which {path} holds; evaluate again")
+        metadata = _said_of(table, system)
+        origin = {key: metadata[key] for key in REMEDIES if key in metadata}
         row = rows.get(system, {"name": system, **{key: origin[key] for key in origin if key != "rows"}})
         ranks = _ranks(table, system, row, origin, ranks_file)
         source = results if results.is_file() else ranks_file
         found.append(Run(system, row, ranks, _list_length(metadata, row, ranks_file), source, made_by, origin))
     return found
+
+
+def _said_of(table: pa.Table, system: str) -> dict[str, str]:
+    """Return what the schema says of a system: of all, and of its column."""
+    said = {**(table.schema.metadata or {}), **(table.schema.field(system).metadata or {})}
+    found = {key.decode(): value.decode() for key, value in said.items()}
+    return {key: value for key, value in found.items() if (key, value) != (EXCLUDE_SEEN, BOTH)}
 
 
 def _ranks(table: pa.Table, system: str, row: Mapping[str, Any], origin: Mapping[str, str], path: Path) -> np.ndarray:
@@ -296,10 +305,10 @@ def _ranks(table: pa.Table, system: str, row: Mapping[str, Any], origin: Mapping
 
 def _list_length(metadata: Mapping[str, str], row: Mapping[str, Any], path: Path) -> int | None:
     """Return how long the lists were: what the ranks file says, or the largest cut of the row's metrics."""
-    if "k" in metadata:
-        if not metadata["k"].isdecimal():
-            raise InputError(f"{path}: k {metadata['k']!r} in its schema is no number; evaluate again")
-        return int(metadata["k"])
+    if LENGTH in metadata:
+        if not metadata[LENGTH].isdecimal():
+            raise InputError(f"{path}: k {metadata[LENGTH]!r} in its schema is no number; evaluate again")
+        return int(metadata[LENGTH])
     cuts = [metric.rpartition("@")[2] for metric in row.get("metrics", {})]
     return max((int(cut) for cut in cuts if cut.isdecimal()), default=None)
 

@@ -56,6 +56,24 @@ def test_a_ranks_file_means_the_results_beside_it_and_is_enough_without(tmp_path
     assert (run.source, run.fact("dataset"), run.k) == (tmp_path / "x.ranks.parquet", "toys", None)
 
 
+def test_a_column_may_say_its_own(tmp_path):
+    evaluations = [
+        Evaluation("a", np.array([0, 9]), {"recall@10": 1.0}, 2, 0.0, ks=(5, 10)),
+        Evaluation("a (seen excluded)", np.array([0, 19]), {"recall@20": 1.0}, 2, 0.0, ks=(20,)),
+    ]
+    rows = [
+        result_row(evaluation, **{**WHAT, "exclude_seen": number == 1}, catalog="abc", rows=4)
+        for number, evaluation in enumerate(evaluations)
+    ]
+    write_results(tmp_path / "x.json", rows, evaluations)
+    for removed in (False, True):
+        if removed:
+            (tmp_path / "x.json").unlink()
+        runs = load_runs([str(tmp_path / "x.ranks.parquet")])
+        assert [(run.k, run.fact("exclude_seen")) for run in runs] == [(10, "false"), (20, "true")]
+        assert {(run.fact("catalog"), run.fact("rows")) for run in runs} == {("abc", "4")}
+
+
 def test_names_may_hold_colons(tmp_path):
     file = write(tmp_path / "x.json", **{"small: office": [0, 1], "b": [0, 1]})
     assert [run.name for run in load_runs([f"{file}:small: office"])] == ["small: office"]

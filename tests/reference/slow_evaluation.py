@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 
 def ranks(recommended, targets):
@@ -219,3 +219,42 @@ def overlap(train, valid, test):
             any(user == own and goal in items for own, _, goal in valid) for user, items, _ in test
         ),
     }
+
+
+def stands_in_both(history, target, trained, taken):
+    """For every m: the training row and the scored row need "the target after these m items" more often than it is."""
+
+    def count(gram, sequence):
+        return sum(sequence[at : at + len(gram)] == gram for at in range(len(sequence)))
+
+    grams = [(*history[len(history) - m :], target) for m in range(len(history) + 1)]
+    return any(count(gram, trained) > 0 and count(gram, trained) + 1 > count(gram, taken) for gram in grams)
+
+
+def randomisation_counted_out(a, b):
+    """Share of all ways to exchange the two systems' values whose difference is as large as the one found."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    found = [abs(sum(sign * d for sign, d in zip(signs, differences, strict=True)))
+             for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
+    return sum(value >= abs(sum(differences)) - 1e-12 for value in found) / len(found)
+
+
+def randomisation_drawn(a, b, samples, rng):
+    """The same with ``samples`` random exchanges, one user at a time."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    extreme = 0
+    for _ in range(samples):
+        total = sum(d if rng.random() < 0.5 else -d for d in differences)
+        extreme += abs(total) >= abs(sum(differences)) - 1e-12
+    return (extreme + 1) / (samples + 1)
+
+
+def two_way_bootstrap(values, samples, rng):
+    """Means of ``(seeds, users)`` values under draws of seeds and, apart from them, of users."""
+    seeds, users = len(values), len(values[0])
+    means = []
+    for _ in range(samples):
+        rows = [rng.integers(seeds) for _ in range(seeds)]
+        columns = [rng.integers(users) for _ in range(users)]
+        means.append(sum(values[row][column] for row in rows for column in columns) / (seeds * users))
+    return means
