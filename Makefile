@@ -2,6 +2,8 @@
 #   make demo       the whole way on a generated catalogue, in runs/demo/
 #   make test       the fast tests            make test-slow   the slow ones
 #   make lint       ruff and pyright          make format      let ruff rewrite the files
+#   make bundle CONFIG=FILE   rebuild the published bundle of a recipe's YAML from public data, in runs/bundles/
+#   make results    write README's table from recipes/results/ and fail when it was another
 # PYTHON=python3.12 picks the interpreter, VENV=DIR another environment, CONSTRAINTS=FILE other pins.
 
 PYTHON ?= python3
@@ -28,7 +30,7 @@ FAST = not slow and not gpu and not benchmark
 SLOW = slow and not gpu and not benchmark
 endif
 
-.PHONY: demo test test-slow lint format install
+.PHONY: demo test test-slow lint format bundle results install
 
 install: $(STAMP)
 
@@ -60,3 +62,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bundle: $(STAMP)
+	@test -n "$(CONFIG)" || { \
+	  echo "error: name a config: make bundle CONFIG=recipes/configs/office/sft_small-qwen3_full.yaml" >&2; exit 2; }
+	$(BIN)/python recipes/bundle.py --config $(CONFIG)
+
+results: $(STAMP)
+	$(BIN)/python recipes/results_table.py
