@@ -12,11 +12,10 @@ import numpy as np
 from llmrec.artifacts import read_json, whole_file
 from llmrec.errors import InputError
 from llmrec.evaluation.runs import Run, check_comparable, group_seeds, load_runs
-from llmrec.evaluation.significance import Interval, paired_bootstrap
+from llmrec.evaluation.significance import Interval, mean_interval, pool_seeds
 
 SPEC_FILE = "table.json"
 START, END = "<!-- results -->", "<!-- /results -->"
-SAMPLES = 10_000
 WIDTH = 119
 METRIC_WORDS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 SEEN_WORDS = {"true": "left out", "false": "kept"}
@@ -74,7 +73,7 @@ def _refuse_unknown(value: Any, known: set[str], where: str) -> None:
         raise InputError(f"{where}: unknown key {unknown[0]!r}; it has {', '.join(sorted(known))}")
 
 
-def read_groups(spec_file: str | Path, *, samples: int = SAMPLES) -> tuple[list[TableGroup], list[str], float]:
+def read_groups(spec_file: str | Path) -> tuple[list[TableGroup], list[str], float]:
     """Read which rows the table has, and their figures from the results files.
 
     The file is JSON: ``metrics``; ``level`` of the intervals (0.95); ``order_by``, a metric by which a group's rows
@@ -85,7 +84,6 @@ def read_groups(spec_file: str | Path, *, samples: int = SAMPLES) -> tuple[list[
 
     Args:
         spec_file: the JSON file.
-        samples: of the bootstrap.
 
     Returns:
         Groups, metrics and level.
@@ -120,7 +118,7 @@ def read_groups(spec_file: str | Path, *, samples: int = SAMPLES) -> tuple[list[
                     f"{where}, row {place}: {pooled[0][0].name!r} and {pooled[1][0].name!r} are no seeds of one "
                     f"configuration, and share the label {row['label']!r}; give each a row of its own"
                 )
-            rows += [_own(seeds, row.get("label"), metrics, level, samples) for seeds in pooled]
+            rows += [_own(seeds, row.get("label"), metrics, level) for seeds in pooled]
         if not runs:
             raise InputError(f"{where}: no row of our own; published rows stand beside ours")
         check_comparable(runs)
@@ -145,17 +143,17 @@ def _published(row: Mapping[str, Any], metrics: Sequence[str], where: str) -> Ta
     return TableRow(row["label"], dict(figures), {}, row["source"])
 
 
-def _own(seeds: Sequence[Run], label: str | None, metrics: Sequence[str], level: float, samples: int) -> TableRow:
+def _own(seeds: Sequence[Run], label: str | None, metrics: Sequence[str], level: float) -> TableRow:
     means, half = {}, {}
     for metric in metrics:
-        interval = _interval(seeds, metric, level, samples)
+        interval = _interval(seeds, metric, level)
         means[metric], half[metric] = interval.mean, (interval.high - interval.low) / 2
     return TableRow(label or seeds[0].system, means, half, seeds=len(seeds))
 
 
-def _interval(seeds: Sequence[Run], metric: str, level: float, samples: int) -> Interval:
-    values = np.mean([run.values(metric) for run in seeds], axis=0)
-    return paired_bootstrap(values, np.zeros(len(values)), samples=samples, level=level)
+def _interval(seeds: Sequence[Run], metric: str, level: float) -> Interval:
+    values = np.stack([run.values(metric) for run in seeds])
+    return mean_interval(values[0], level=level) if len(seeds) == 1 else pool_seeds(values, level=level).interval
 
 
 def figure(value: float) -> str:
@@ -184,9 +182,12 @@ def results_markdown(groups: Sequence[TableGroup], metrics: Sequence[str], level
     """
     splits = sorted({f"{group.split} rows of {group.protocol}" for group in groups})
     users = ", ".join(dict.fromkeys(f"{group.name} {group.users:,}" for group in groups))
+    pooled = (
+        " (and seeds, where there are several)" if any(row.seeds > 1 for one in groups for row in one.rows) else ""
+    )
     lead = (
         f"{'; '.join(splits)}, ranked over the whole catalogue; users: {users}. ±: half of the {100 * level:g} % "
-        "bootstrap interval over users. *Seen*: whether items of the history may come out."
+        f"interval over users{pooled}. *Seen*: whether items of the history may come out."
     )
     head = ["set", "seen", "system", *map(_column, metrics)]
     lines, sources = [head, ["---"] * 3 + ["---:"] * len(metrics)], []
@@ -229,14 +230,13 @@ def replace_section(text: str, new: str, *, where: str) -> str:
     return f"{before}{START}\n\n{new}\n\n{END}{rest.split(END)[1]}"
 
 
-def section_diff(document: str | Path, spec_file: str | Path, *, write: bool, samples: int = SAMPLES) -> str:
+def section_diff(document: str | Path, spec_file: str | Path, *, write: bool) -> str:
     """Compare the table of a document with the one that the results files make, and write it when asked to.
 
     Args:
         document: markdown with the two markers.
         spec_file: as for `read_groups`.
         write: put the new table in place.
-        samples: of the bootstrap.
 
     Returns:
         The difference from what stood there to what the files say, in lines; empty where they agree.
@@ -248,7 +248,7 @@ def section_diff(document: str | Path, spec_file: str | Path, *, write: bool, sa
     if not document.is_file():
         raise InputError(f"{document}: no such file; it holds the table of results")
     old = document.read_text(encoding="utf-8")
-    table = results_markdown(*read_groups(spec_file, samples=samples))
+    table = results_markdown(*read_groups(spec_file))
     new = replace_section(old, table, where=str(document))
     if new != old and write:
         with whole_file(document) as part:
