@@ -62,8 +62,8 @@ def test_the_markdown_by_hand():
     lead, table = text.split("\n\n", 1)
     assert max(map(len, text.splitlines())) <= 119
     assert " ".join(lead.split("\n")) == (
-        "Test rows of leave_one_out, ranked over the whole catalogue; users: beauty 22,363. ±: half of the 95 % interval "
-        "over users (and seeds, where there are several). *Seen*: whether items of the history may come out."
+        "Test rows of leave_one_out, ranked over the whole catalogue; users: beauty 22,363. ±: half of the 95 % "
+        "interval over users (and seeds, where there are several). *Seen*: whether items of the history may come out."
     )
     assert table.splitlines() == [
         "| set | seen | system | Recall@10 | NDCG@10 |",
