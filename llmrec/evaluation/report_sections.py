@@ -1,5 +1,6 @@
 """What a report says of systems beside their ranking metrics: lists, slices, sharing of SIDs, latency, notes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ SLICE_NAMES = {
     "history_length": "length of the history", "popularity": "popularity of the target",
     "repetition": "repetition of the target", "category": "category of the target", "time": "time of the target",
 }  # fmt: skip
+
+
+def anchor(name: str, of: str) -> str:
+    """Return the id of a section: its name, and what tells it from others of the name."""
+    return "-".join([name, *re.findall(r"\w+", of)])
 
 
 def cut_of(metric: str) -> int:
@@ -90,7 +96,7 @@ def notes_list(runs: Sequence[Run]) -> Markup | None:
     return bullets(lines, class_="notes")
 
 
-def beyond_section(runs: Sequence[Run], *, id_: str = "lists") -> Markup | None:
+def beyond_section(runs: Sequence[Run], *, of: str = "") -> Markup | None:
     """Return the figures of lists beside hitting, a line a system; None where no row has any."""
     figures = {run.name: _beyond(run.row) for run in runs}
     columns = list(dict.fromkeys(key for found in figures.values() for key in found))
@@ -105,10 +111,10 @@ def beyond_section(runs: Sequence[Run], *, id_: str = "lists") -> Markup | None:
     encoders = sorted({encoder for run in runs if (encoder := (run.row.get("beyond") or {}).get("diversity_encoder"))})
     words = BEYOND_WORDS + (f" Vectors: {', '.join(encoders)}." if encoders else "")
     return section(
-        "Beside accuracy",
+        f"Beside accuracy{of}",
         table("What the lists are like", ["system", *columns], rows),
         element("p", words, class_="small"),
-        id_=id_,
+        id_=anchor("lists", of),
     )
 
 
@@ -118,7 +124,7 @@ def _beyond(row: Mapping[str, Any]) -> dict[str, float | None]:
     return {key: value for key, value in found.items() if key.partition("@")[0] in BEYOND_FORMS and "@" in key}
 
 
-def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], id_: str = "slices") -> Markup | None:
+def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], of: str = "") -> Markup | None:
     """Return the metrics of parts of the rows: a table a slicing and metric, a column a system.
 
     An empty slice is shown as empty, never as zero. Behind a mean stands half its 95 % interval, by the spread between
@@ -127,7 +133,7 @@ def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], id_: str = "s
     Args:
         runs: systems; those without slices are left out.
         metrics: that are shown, where the rows hold them.
-        id_: of the section.
+        of: put behind the heading, where a report has several such sections.
     """
     sliced = [run for run in runs if run.row.get("slices")]
     names = list(dict.fromkeys(name for run in sliced for name in run.row["slices"]))
@@ -144,7 +150,7 @@ def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], id_: str = "s
     words = (
         "± is half of the 95 % interval of the mean, by the spread between rows. A bar is a share of the table's best."
     )
-    return section("Slices", *parts, element("p", words, class_="small"), id_=id_)
+    return section(f"Slices{of}", *parts, element("p", words, class_="small"), id_=anchor("slices", of))
 
 
 def _slice_lines(runs: Sequence[Run], name: str, metric: str) -> list[list[object]]:
@@ -181,7 +187,7 @@ def _slice_cell(part: Mapping[str, Any] | None, metric: str, best: float) -> Cel
     return Cell(text, mean, share=mean / best)
 
 
-def sid_level_section(runs: Sequence[Run], *, id_: str = "sid-level") -> Markup | None:
+def sid_level_section(runs: Sequence[Run], *, of: str = "") -> Markup | None:
     """Return scores by item beside scores by SID where SIDs are shared, and the credit that sharing gives."""
     sharing = [run for run in runs if run.row.get("sid_level")]
     if not sharing:
@@ -205,15 +211,15 @@ def sid_level_section(runs: Sequence[Run], *, id_: str = "sid-level") -> Markup 
         "on this page is by item."
     )
     return section(
-        "By item and by SID",
+        f"By item and by SID{of}",
         table("Scores where items share a SID", head, rows),
         element("p", words, class_="small"),
-        id_=id_,
+        id_=anchor("sid-level", of),
     )
 
 
 def latency_section(
-    runs: Sequence[Run], *, intervals: Mapping[str, Interval], metric: str, id_: str = "latency"
+    runs: Sequence[Run], *, intervals: Mapping[str, Interval], metric: str, of: str = ""
 ) -> Markup | None:
     """Return how long systems take, and a metric against beams and against latency.
 
@@ -221,7 +227,7 @@ def latency_section(
         runs: systems; those of one ``model`` with several numbers of beams make a line.
         intervals: of ``metric``, by the run's name.
         metric: such as ``recall@10``.
-        id_: of the section.
+        of: put behind the heading, where a report has several such sections.
     """
     timed = [run for run in runs if run.row.get("latency")]
     ladders = beam_ladders(runs)
@@ -261,11 +267,11 @@ def latency_section(
         "hardware."
     )
     return section(
-        "Beams and latency",
+        f"Beams and latency{of}",
         element("div", *charts, class_="charts") if charts else None,
         table("How long systems take", head, rows) if rows else None,
         element("p", words, class_="small") if rows else None,
-        id_=id_,
+        id_=anchor("latency", of),
     )
 
 
