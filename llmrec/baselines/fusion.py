@@ -179,6 +179,16 @@ class Fusion(ABC):
         """Return a fusion of the same parts with other values of what `settings` names."""
         return type(self)(self.parts, depth=self.depth, **{**self.settings, **settings})
 
+    def remembering(self) -> Self:
+        """Return the same fusion of parts that keep their lists, so that measuring them alone searches no more."""
+        kept = {name: Remembered(part, depth=self.depth) for name, part in self.parts.items() if name in self.listing}
+        return type(self)({**self.parts, **kept}, depth=self.depth, **self.settings)
+
+    @property
+    def listing(self) -> tuple[str, ...]:
+        """Names of the parts whose lists are asked for."""
+        return tuple(self.parts)
+
     @abstractmethod
     def gather(self, histories: Sequence[Sequence[int]], *, exclude_seen: bool = False) -> Gathered:
         """Ask the parts.
@@ -287,6 +297,11 @@ class BeamFusion(Fusion):
             if not isinstance(self.parts[name], Baseline):
                 raise InputError(f"beam_fusion: {name!r} is no Baseline, so it cannot score given items; use rrf")
 
+    @property
+    def listing(self) -> tuple[str, ...]:
+        """The model alone; the others give scores."""
+        return (self.model,)
+
     def gather(self, histories: Sequence[Sequence[int]], *, exclude_seen: bool = False) -> Gathered:
         """Return the model's list, and the scores of its items by each part."""
         try:
@@ -323,6 +338,8 @@ class Remembered:
         self.depth = depth
         self.seconds = 0.0
         """Time spent in the part so far."""
+        self.items: int | None = getattr(part, "items", None)
+        """Size of the part's catalogue, where it says it."""
         self._answers: dict[Any, tuple[np.ndarray, np.ndarray | None]] = {}
         if hasattr(part, "rank"):
             self.rank = self._rank
@@ -371,8 +388,7 @@ def check_one_catalog(parts: Mapping[str, Any]) -> int:
     known: dict[str, Sequence[str]] = {}
     most = 0
     for name, part in parts.items():
-        while isinstance(part, Remembered):
-            part = part.part
+        part = part.part if isinstance(part, Remembered) else part
         size = getattr(part, "items", None)
         if size is None:
             continue
@@ -393,6 +409,14 @@ def check_one_catalog(parts: Mapping[str, Any]) -> int:
     if not most:
         raise InputError(f"fusion of {', '.join(parts)}: none of them says how many items it knows (items)")
     return most
+
+
+def check_depth(depth: int, histories: Sequence[Sequence[int]], *, items: int, exclude_seen: bool) -> None:
+    """Raise `InputError`, before any work, when a part cannot give ``depth`` items after one of the histories."""
+    seen = max((len(set(history)) for history in histories), default=0) if exclude_seen else 0
+    if depth > items - seen:
+        held = f", and a history holds {seen} of them, which exclude_seen keeps out" if seen else ""
+        raise InputError(f"depth {depth}: the catalogue has {items} items{held}; ask for at most {items - seen}")
 
 
 def _check_weights(weights: Mapping[Any, float], names: Sequence[Any]) -> dict[Any, float]:
