@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = folder.path / "test.json"
         if not results.is_file() and not args.no_test:
             score = score_command(sweep, winner, sweep.rounds()[-1], output=results)
-            folder.note_test()
             scripts.run(RECIPES / "evaluate.py", score, log=folder.path / "test.log")
+            folder.note_test()
         test = read_results(results) if results.is_file() else None
         command = shlex.join(["python", "recipes/sweep.py", "--config", args.config])
         text = sweep_markdown(folder, command=command, test=test)

@@ -53,7 +53,7 @@ class SweepFolder:
                 "trials": drawn,
                 "runs": [],
                 "winner": None,
-                "test_opened": [],
+                "test_read": [],
                 "made_by": made_by(),
             }
 
@@ -144,8 +144,8 @@ class SweepFolder:
         return self.trials[self.state["winner"]["trial"]]
 
     def note_test(self) -> None:
-        """Put on file, before it happens, that test is opened."""
-        self.state["test_opened"].append(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+        """Put on file that test was read."""
+        self.state["test_read"].append(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         self.write()
 
     def write(self) -> None:

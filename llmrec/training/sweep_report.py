@@ -59,8 +59,8 @@ def sweep_markdown(folder: SweepFolder, *, command: str, test: Sequence[Mapping[
     if test is None:
         return "\n".join([*text, "Test was not opened.\n"])
     excluded = "kept out of the lists" if test[0].get("exclude_seen") else "kept in the lists"
-    opened = len(folder.state["test_opened"])
-    times = "once" if opened == 1 else f"{opened} times, for one and the same winner"
+    reads = len(folder.state["test_read"])
+    times = f"{reads} times, for one and the same winner" if reads > 1 else "once"
     text += [
         f"## Test, read {times}\n\nSeen items {excluded}. Validation and test are other rows: compare within a table, "
         "never one with the other.\n",

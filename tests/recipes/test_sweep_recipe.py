@@ -116,6 +116,7 @@ def test_trials_then_one_look_at_test(config: Path, called, main, capsys):
     assert "the winner's curse" in page
     assert "## Test, read once" in page
     assert page in capsys.readouterr().out
+    assert len(found["test_read"]) == 1
     main(config)
     assert called == ["000", "001", "002", "test"], "a second start trains nothing and leaves test closed"
     assert state(config) == found
@@ -152,6 +153,7 @@ def test_a_killed_sweep_goes_on(config: Path, called, main, monkeypatch, step: i
     assert len(state(config)["runs"]) == min(step, 3)
     main(config)
     assert called == ["000", "001", "002", "test"], "every script once"
+    assert "## Test, read once" in (config.parent / "out" / "sweep.md").read_text()
     assert [row["valid"]["recall@10"] for row in state(config)["runs"]] == [0.5] * 3
     assert state(config)["winner"]["trial"] == best(config)
 
@@ -179,6 +181,27 @@ def test_a_failed_trial_and_its_second_chance(config: Path, called, main, monkey
     called.clear()
     main(config, "--output_dir", str(config.parent / "other"), "--retry_failed")
     assert called == ["000", "001", "002", "test"]
+
+
+def test_an_evaluation_that_fails_has_read_nothing(config: Path, called, main, monkeypatch):
+    run = Scripts.run
+
+    def fails(self: Scripts, script: Path, arguments: list[str], *, log: Path) -> Cost:
+        if script.name == "evaluate.py":
+            raise InputError("evaluate.py ended with status 1: no memory")
+        return run(self, script, arguments, log=log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scripts, "run", fails)
+        with pytest.raises(InputError, match="status 1: no memory"):
+            main(config)
+    chosen = state(config)["winner"]
+    assert chosen is not None
+    assert state(config)["test_read"] == []
+    main(config)
+    assert called == ["000", "001", "002", "test"]
+    assert state(config)["winner"] == chosen
+    assert len(state(config)["test_read"]) == 1
 
 
 def test_test_stays_closed_until_asked_for(config: Path, called, main, capsys):
@@ -237,10 +260,19 @@ def test_the_sweeps_of_this_repository(path: Path, monkeypatch: pytest.MonkeyPat
     assert identity["settings"]["eval_users"] == 0, "all validation rows choose"
 
 
+def test_the_guide_shows_a_file_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    guide = (ROOT / "docs" / "sweep.md").read_text()
+    (tmp_path / "sweep.yaml").write_text(guide.split("```yaml\n")[1].split("```")[0])
+    sweep = SweepConfig.load(tmp_path / "sweep.yaml")
+    assert [(rung.trials, rung.max_steps) for rung in sweep.rounds()] == [(9, 70), (3, 210), (1, 632)]
+    assert "9 trials of 70 steps, 3 of 210, 1 of 632" in guide
+
+
 @pytest.mark.slow
 def test_for_real(config: Path):
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    write(config, trials=2, max_steps=6)
+    write(config, trials=2, max_steps=12)
     command = [sys.executable, str(RECIPE), "--config", str(config)]
     # Killed while it trains: nothing is left running, and the next call goes on from the checkpoint.
     process = subprocess.Popen(command, env=environ)
@@ -257,6 +289,7 @@ def test_for_real(config: Path):
     assert not (config.parent / "out" / "test.json").exists()
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "going on from" in trial.with_suffix(".log").read_text()
     runs = state(config)["runs"]
     assert [row["trial"] for row in runs] == [0, 1]
     scores = [row["valid"]["ndcg@10"] for row in runs]
