@@ -17,6 +17,7 @@ SEEN_WORDS = {"true": "seen items left out", "false": "seen items kept", None: "
 FALLBACK_METRICS = ("recall@10", "ndcg@10")
 FEW_MARK = "\u2020"
 LEAST_P = 0.0001
+CORRECTION_WORDS = {"holm": "Holm's", "benjamini_hochberg": "Benjamini and Hochberg's"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def words_on_tests(comparison: Comparison) -> list[str]:
         words.append(f"{FEW_MARK}: it rests on fewer than 20 hits, and covers less often than it says.")
     if comparison.pairs:
         against = f" from {comparison.reference}" if comparison.reference else ""
-        correction = comparison.correction.replace("_", "-")
+        correction = CORRECTION_WORDS.get(comparison.correction, comparison.correction)
         words.append(
             f"*: differs{against}, at p below {1 - comparison.level:.2g} after {correction} correction; the family is "
             f"{comparison.family}."

@@ -113,11 +113,11 @@ def _matrix(metric: str, pairs: Sequence[Pair], names: Sequence[str]) -> Markup:
             if pair is None:
                 cells.append(Cell(NOTHING))
                 continue
-            value = sign * pair.interval.mean
+            value = sign * pair.interval.mean + 0.0  # no zero below zero
             cells.append(Cell(f"{value:+.4f}{pair.mark}", value, "best" if pair.mark and value > 0 else None))
         rows.append([a, *cells])
     caption = f"{metric} of the line's system less that of the column's; bold where it is above beyond chance"
-    return table(caption, ["", *names], rows)
+    return table(caption, ["system", *names], rows)
 
 
 def report_page(
