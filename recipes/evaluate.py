@@ -1,17 +1,18 @@
-"""Score a bundle on a dataset folder, with the counting baselines beside it.
+"""Score a bundle on a dataset folder, with baselines beside it.
 
     python recipes/evaluate.py --model runs/office --dataset data/office --split test --ks 5 10 --num_beams 20 \
         --output runs/office_test.json
 
 ``--model`` is a folder or a hub id. Nothing but the bundle and the dataset folder is needed; items are matched by id.
-Several processes share the users out and write the same file as one; ``accelerate launch`` does for GPUs, torchrun
-everywhere:
+``--baselines`` takes any of ``recipes/baselines.py``, with its flags (``--tune``, ``--settings``, ``--cache``,
+``--embeddings``). ``--exclude_seen both`` gives a system a row with seen items kept and one without. Several processes
+share the users out and write the same file as one; ``accelerate launch`` does for GPUs, torchrun everywhere:
 
     torchrun --nproc_per_node 8 recipes/evaluate.py --model runs/office --dataset data/office --output runs/test.json
 
 --new_items, for a dataset that holds more items than the bundle: they are embedded as the bundle's were (or
---new_items FILE has the embeddings of all), get SIDs by its quantizer, and nothing is trained. The metrics stand apart
-for new and for known targets too, and the baselines count no new item.
+--new_items FILE has the embeddings of all, and dense_text stands beside), get SIDs by its quantizer, and nothing is
+trained. The metrics stand apart for new and for known targets too, and the baselines count no new item.
 """
 
 import argparse
@@ -23,18 +24,19 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
-from llmrec.baselines import BASELINES
+from llmrec.baselines import ALL_BASELINES, BASELINES
+from llmrec.baselines.fitting import score_baselines, without_rows
+from llmrec.baselines.flags import add_baseline_flags, check_needs, data_to_fit, read_settings
 from llmrec.data.folder import load_dataset
 from llmrec.decoding.beam import SCORES
 from llmrec.decoding.recommender import LLMRecommender, checked_device
 from llmrec.errors import run_command
 from llmrec.evaluation.bridge import CatalogBridge
-from llmrec.evaluation.evaluator import evaluate
-from llmrec.evaluation.flags import add_evaluation_flags, check_ks, rows_to_score
-from llmrec.evaluation.leaks import bundle_leaks
-from llmrec.evaluation.new_items import bring_new_items, by_target, format_new_items, without_items
-from llmrec.evaluation.profile import gather_facts, profile
-from llmrec.evaluation.results import check_output, format_table, result_row, write_results
+from llmrec.evaluation.flags import add_evaluation_flags, check_ks, rows_to_score, system_names
+from llmrec.evaluation.leaks import bundle_leaks, embedding_leaks
+from llmrec.evaluation.new_items import bring_new_items, by_target, format_new_items
+from llmrec.evaluation.results import check_output, format_table
+from llmrec.evaluation.scoring import Scoring
 from llmrec.evaluation.sid_level import sid_labels
 from llmrec.hub import load_bundle
 from llmrec.launch import check_launch
@@ -48,9 +50,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_evaluation_flags(parser)
+    add_baseline_flags(parser)
     parser.add_argument("--model", required=True, help="bundle: a folder or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub bundle")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--name", help="of the model in the results (default: the last part of --model)")
     parser.add_argument("--num_beams", type=int, default=20)
     parser.add_argument("--score", choices=SCORES, default="full", help="what log-probabilities are taken over")
@@ -58,9 +60,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_tokens_per_batch", type=int, default=16384, help="lower it when memory runs out")
     parser.add_argument("--unknown_items", choices=("error", "skip"), default="error", help="items not in the bundle")
     parser.add_argument("--new_items", nargs="?", const="", metavar="EMBEDDINGS", help="bring in new items untrained")
-    parser.add_argument("--embeddings", help="vectors of the dataset's items, for the diversity of lists")
-    parser.add_argument("--baselines", nargs="*", default=list(BASELINES), help=f"default: {' '.join(BASELINES)}")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--baselines", nargs="*", help=f"of {' '.join(ALL_BASELINES)} (default: {' '.join(BASELINES)})"
+    )
+    args = parser.parse_args(argv)
+    args.embeddings = args.embeddings or args.new_items or None
+    if args.baselines is None:
+        args.baselines = [*BASELINES, *["dense_text"] * bool(args.new_items)]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     name = args.name or Path(args.model).resolve().name
-    baselines = {baseline: resolve(baseline, BASELINES, "baseline") for baseline in args.baselines}
-    check_output(args.output, [name, *args.baselines])
+    kinds = {baseline: resolve(baseline, ALL_BASELINES, "baseline") for baseline in args.baselines}
+    given = read_settings(args.settings, args.baselines, flag="--baselines")
+    check_output(args.output, system_names([name, *args.baselines], args.exclude_seen))
+    check_needs(kinds, embeddings=args.embeddings)
     dataset = load_dataset(args.dataset)
-    items = len(dataset.catalog)
-    check_ks(args.ks, items)
+    check_ks(args.ks, len(dataset.catalog))
     state = PartialState(cpu=args.device == "cpu")
     main_process = state.is_main_process
 
@@ -93,55 +101,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.form = replace(model.form, max_history=args.max_history)
     protocol = args.protocol or model.info.get("protocol") or dataset.default_protocol
     splits, rows = rows_to_score(dataset, protocol=protocol, split=args.split, limit_users=args.limit_users)
-    bridge = CatalogBridge(
-        model, model.vocab.table.item_ids, dataset.catalog.item_ids, retired=np.flatnonzero(model.vocab.retired)
-    )
-    bridge.check(rows, unknown=args.unknown_items, k=max(args.ks), exclude_seen=args.exclude_seen)
+    table, retired = model.vocab.table, np.flatnonzero(model.vocab.retired)
+    bridge = CatalogBridge(model, table.item_ids, dataset.catalog.item_ids, retired=retired)
+    bridge.check(rows, unknown=args.unknown_items, k=max(args.ks), exclude_seen=bool(args.exclude_seen))
+    data = data_to_fit(dataset, splits, protocol=protocol, embeddings=args.embeddings, device=str(device))
+    data = data if new is None else without_rows(data, new.rows)
 
-    shared = {
-        "dataset": dataset.name,
-        "split": args.split,
-        "protocol": protocol,
-        "exclude_seen": args.exclude_seen,
-        "train": "recovered" if dataset.manifest.get("train") == "recovered" else None,
-    }
-    settings = {"ks": args.ks, "exclude_seen": args.exclude_seen}
-    counted = splits.sequences if new is None else without_items(splits.sequences, new.rows)
-    facts = gather_facts(dataset, replace(splits, sequences=counted), rows, embeddings=args.embeddings)
-    evaluations, results = [], []
-    for baseline, kind in baselines.items():
-        fitted = kind().fit(counted, items=items)
-        evaluations.append(evaluate(fitted, rows, items=items, name=baseline, progress=main_process, **settings))
-        results.append(result_row(evaluations[-1], **shared))
-    calls = {"batch_users": MODEL_BATCH_USERS, "progress": False}
-    evaluations.append(evaluate(bridge, rows, items=bridge.items, name=name, **calls, **settings))
-    results.append(
-        result_row(
-            evaluations[-1],
-            **shared,
-            score=args.score,
-            num_beams=max(args.num_beams, *args.ks),
-            seed=model.info.get("seed"),
-            model=args.model,
-            revision=args.revision,
-            max_history=model.form.max_history,
-            unknown_items=args.unknown_items,
-            leaks=bundle_leaks(model.info, model.vocab.table, protocol=protocol),
-        )
+    scoring = Scoring(
+        dataset, splits, rows, split=args.split, ks=args.ks, exclude_seen=args.exclude_seen,
+        embeddings=args.embeddings, sequences=data.sequences, progress=main_process,
+    )  # fmt: skip
+    leaks = None if args.embeddings is None else embedding_leaks(args.embeddings, dataset, splits)
+    if main_process:  # it alone writes; the others wait where the model is asked
+        score_baselines(scoring, kinds, data, args, given=given, leaks=leaks)
+    found = scoring.add(
+        bridge,
+        name,
+        items=bridge.items,
+        labels=sid_labels(table, dataset.catalog.item_ids),
+        batch_users=MODEL_BATCH_USERS,
+        progress=False,
+        score=args.score,
+        num_beams=max(args.num_beams, *args.ks),
+        seed=model.info.get("seed"),
+        model=args.model,
+        revision=args.revision,
+        max_history=model.form.max_history,
+        unknown_items=args.unknown_items,
+        leaks=bundle_leaks(model.info, table, protocol=protocol, dataset=dataset, splits=splits),
     )
-    labels = sid_labels(model.vocab.table, dataset.catalog.item_ids)
-    for result, evaluation in zip(results, evaluations, strict=True):
-        result |= profile(evaluation, facts, labels=labels if result is results[-1] else None)
     if new is not None:
         targets = np.array([row.target for row in rows])
-        for result, evaluation in zip(results, evaluations, strict=True):
+        for result, evaluation in zip(scoring.results, scoring.evaluations, strict=True):
             result["by_target"] = by_target(evaluation.ranks, targets, new.rows, ks=args.ks)
-        results[-1]["new_items"] = {**new.figures, "among_new": new.among(model, dataset, rows, **settings)}
+        for row in found:
+            among = new.among(model, dataset, rows, ks=args.ks, exclude_seen=row["exclude_seen"])
+            row["new_items"] = {**new.figures, "among_new": among}
     if main_process:
-        write_results(args.output, results, evaluations)
-        print(format_table(results))
+        scoring.write(args.output)
+        print("\n".join([format_table(scoring.results), *scoring.notes()]))
         if new is not None:
-            print(f"\n{format_new_items(results, new)}")
+            print(f"\n{format_new_items(scoring.results, new)}")
         print(f"written to {args.output}")
     state.destroy_process_group()
 

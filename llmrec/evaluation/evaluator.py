@@ -102,12 +102,15 @@ def evaluate(
         keep_lists: keep the lists, 4 bytes a place.
 
     Raises:
-        InputError: no rows, a cut out of range, or lists of a wrong shape, with items out of range or twice.
+        InputError: no rows, a cut out of range, an ``exclude_seen`` that is no bool, or lists of a wrong shape, with
+            items out of range or twice.
     """
     if not rows:
         raise InputError(f"evaluation of {name!r}: there are no rows to score; choose a split that has some")
     if not ks or min(ks) < 1 or max(ks) > items:
         raise InputError(f"ks {list(ks)}: give cuts from 1 to the {items} items of the catalogue")
+    if not isinstance(exclude_seen, bool):
+        raise InputError(f"exclude_seen {exclude_seen!r}: one evaluation is of True or False; score each by itself")
     if invalid_lists not in INVALID_LISTS:
         raise InputError(f"invalid_lists {invalid_lists!r}: choose one of {', '.join(INVALID_LISTS)}")
     k = max(ks)
@@ -273,9 +276,20 @@ def evaluate_exclusions(
     Raises:
         InputError: as `exclusions` and `evaluate`.
     """
-    values = exclusions(exclude_seen, rows)
-    names = [name + EXCLUDED_SUFFIX * (value and len(values) > 1) for value in values]
+    exclusions(exclude_seen, rows)
     return [
         (value, evaluate(recommender, rows, exclude_seen=value, name=called, **settings))
-        for value, called in zip(values, names, strict=True)
+        for value, called in named_exclusions(name, exclude_seen)
     ]
+
+
+def named_exclusions(name: str, exclude_seen: bool | str) -> list[tuple[bool, str]]:
+    """Return each value of ``exclude_seen`` that is scored, and the name that a system has then.
+
+    Args:
+        name: of the system.
+        exclude_seen: True, False, or ``both``, where `EXCLUDED_SUFFIX` tells the second from the first.
+    """
+    if isinstance(exclude_seen, bool):
+        return [(exclude_seen, name)]
+    return [(False, name), (True, name + EXCLUDED_SUFFIX)]

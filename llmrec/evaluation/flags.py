@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from llmrec.data.folder import PROTOCOLS, DatasetFolder
 from llmrec.data.splits import SPLIT_NAMES, History, Splits
 from llmrec.errors import InputError
+from llmrec.evaluation.evaluator import BOTH, named_exclusions
 
 
 def true_or_false(text: str) -> bool:
@@ -15,6 +16,13 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
+def exclude_seen_value(text: str) -> bool | str:
+    """Return what ``--exclude_seen`` means: True, False, or ``both``."""
+    if text.lower() not in ("true", "false", BOTH):
+        raise argparse.ArgumentTypeError(f"{text!r}: write true or false, or {BOTH}")
+    return BOTH if text.lower() == BOTH else text.lower() == "true"
+
+
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--dataset --split --protocol --ks --exclude_seen --limit_users --output`` to a parser."""
     parser.add_argument("--dataset", required=True, help="dataset folder")
@@ -22,8 +30,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, help="how the split is made")
     parser.add_argument("--ks", type=int, nargs="+", default=[5, 10], help="cuts of the metrics (default: 5 10)")
     parser.add_argument(
-        "--exclude_seen", type=true_or_false, default=False, metavar="true|false",
-        help="keep items of the history out of the lists (default: false)",
+        "--exclude_seen", type=exclude_seen_value, default=False, metavar="true|false|both",
+        help="keep items of the history out of the lists (default: false); both: two rows a system",
     )  # fmt: skip
     parser.add_argument("--limit_users", type=int, help="score only the first so many rows")
     parser.add_argument("--output", required=True, help="results file (JSON); ranks go beside it")
@@ -47,3 +55,8 @@ def check_ks(ks: Sequence[int], items: int) -> None:
     """Raise `InputError` when a cut lies outside 1 to ``items``."""
     if min(ks) < 1 or max(ks) > items:
         raise InputError(f"--ks {' '.join(map(str, ks))}: give cuts from 1 to the {items} items of the catalogue")
+
+
+def system_names(names: Sequence[str], exclude_seen: bool | str) -> list[str]:
+    """Return what the systems of a results file are called, two for each name where ``exclude_seen`` is ``both``."""
+    return [called for name in names for _, called in named_exclusions(name, exclude_seen)]

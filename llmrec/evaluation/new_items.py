@@ -211,9 +211,10 @@ def format_new_items(results: Sequence[Mapping[str, Any]], new: NewItems) -> str
         for row in results
         if row["by_target"][kind]["users"]
     ]
-    among = results[-1]["new_items"]["among_new"]
-    if "metrics" in among:
-        split.append({"name": f"{results[-1]['name']}, new targets among new items", **among})
+    for row in results:
+        among = row.get("new_items", {}).get("among_new", {})
+        if "metrics" in among:
+            split.append({"name": f"{row['name']}, new targets among new items", **among})
     return "\n".join([*lines, format_table(split)])
 
 

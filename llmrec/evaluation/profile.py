@@ -61,6 +61,7 @@ def gather_facts(
     splits: Splits,
     rows: Sequence[History],
     *,
+    sequences: Sequence[Sequence[int]] | None = None,
     category_column: str | None = None,
     category_separators: str = SEPARATORS,
     embeddings: str | Path | None = None,
@@ -74,6 +75,7 @@ def gather_facts(
         dataset: the dataset folder.
         splits: its splits by the protocol that is scored; popularity comes from their training sequences alone.
         rows: what is scored.
+        sequences: training sequences to count popularity in; None takes those of ``splits``.
         category_column: text column of categories; None takes ``categories`` or ``genres``, where there is one.
         category_separators: characters between categories.
         embeddings: file of the items' vectors, as ``data_prep/embed_items.py`` makes it; None measures no diversity.
@@ -87,7 +89,7 @@ def gather_facts(
         vectors = load_embeddings(embeddings, catalog=dataset.catalog)
         encoder = str(load_manifest(embeddings)["encoder"])
     histories = Histories.of(rows)
-    popularity = training_popularity(splits.sequences, items=items)
+    popularity = training_popularity(splits.sequences if sequences is None else sequences, items=items)
     categories = categories_of(dataset.catalog, column=category_column, separators=category_separators)
     slicings = [
         by_history_length(histories.lengths),

@@ -90,7 +90,10 @@ def test_unknown_items_are_named_and_skipped_only_when_asked(bundle, tmp_path):
     ("flags", "message"),
     [
         (["--name", "popularity"], "system name 'popularity': taken"),
-        (["--baselines", "sasrec"], "unknown baseline 'sasrec'"),
+        (["--baselines", "magic"], "unknown baseline 'magic': choose one of als"),
+        (["--baselines", "ease", "dense_text"], "--embeddings: dense_text needs the items' embeddings; name the file"),
+        (["--settings", '{"ease": {}}'], "--settings: 'ease' is not among --baselines popularity item_knn trans"),
+        (["--exclude_seen", "both", "--name", "popularity (seen excluded)"], r"system name 'popularity \(seen excl"),
         (["--ks", "41"], "--ks 41: give cuts from 1 to the 40 items"),
         (["--num_beams", "0"], "num_beams 0: at least 1"),
         (["--max_history", "0"], "max_history 0"),
@@ -116,7 +119,7 @@ def test_lists_that_cannot_be_filled_are_refused_before_anything_is_scored(
     bundle, tmp_path, monkeypatch, flags, message
 ):
     dataset = write_pens(tmp_path / "pens", extra=("new1", "new2"))
-    monkeypatch.setitem(main.__globals__, "evaluate", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setitem(main.__globals__, "Scoring", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(InputError, match=message):
         run(bundle, dataset, tmp_path / "x.json", *flags)
 

@@ -1,0 +1,76 @@
+"""The baselines of a table, fitted as the flags ask and scored as everything else in it."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llmrec.baselines.flags import fit_asked
+from llmrec.baselines.tuning import FitData
+from llmrec.data.splits import History
+from llmrec.evaluation.scoring import Scoring
+
+
+def score_baselines(
+    scoring: Scoring,
+    kinds: Mapping[str, type],
+    data: FitData,
+    args: argparse.Namespace,
+    *,
+    given: Mapping[str, Mapping[str, Any]],
+    leaks: list[str] | None = None,
+) -> list[Any]:
+    """Fit or tune each baseline and add it to a table.
+
+    Where the table holds rows with seen items kept and left out, a baseline is tuned for each, and scored with the
+    settings that were chosen so; one that is not tuned is fitted once.
+
+    Args:
+        scoring: the table.
+        kinds: classes by the baseline's name.
+        data: what they are fitted on; settings are chosen on its validation rows.
+        args: the flags of `add_baseline_flags`, and ``limit_users``.
+        given: settings by name; they are not tuned.
+        leaks: what `embedding_leaks` found in the embeddings; rows of baselines that read them say it.
+
+    Returns:
+        The fitted baselines, in the order of the table's rows.
+
+    Raises:
+        InputError: as `fit_asked` and `Scoring.add`.
+    """
+    models = []
+    valid = data.context.valid[: args.limit_users]
+    for name, kind in kinds.items():
+        for only in scoring.values if args.tune else (None,):
+            asked = {"settings": given.get(name, {}), "valid": valid, "exclude_seen": bool(only)}
+            fitted = fit_asked(name, kind, data, args, dataset=scoring.dataset.name, **asked)
+            said = {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
+            scoring.add(fitted.model, name, only=only, **said)
+            models.append(fitted.model)
+    return models
+
+
+def without_rows(data: FitData, rows: np.ndarray) -> FitData:
+    """Return what baselines are fitted on that must not know some items.
+
+    Args:
+        data: what is there.
+        rows: catalogue rows that are left out of the sequences, with their times, and of the validation rows: those
+            with such a target go, and so do those whose history is empty then.
+    """
+    gone, context = set(rows.tolist()), data.context
+    kept = [[item not in gone for item in sequence] for sequence in data.sequences]
+    times = None if context.timestamps is None else _chosen(context.timestamps, kept)
+    shown = [(row, tuple(item for item in row.items if item not in gone)) for row in context.valid]
+    valid = [History(row.user, items, row.target) for row, items in shown if items and row.target not in gone]
+    return FitData(_chosen(data.sequences, kept), data.items, replace(context, timestamps=times, valid=valid))
+
+
+def _chosen(sequences: Sequence[Sequence[int]], kept: Sequence[Sequence[bool]]) -> list[tuple[int, ...]]:
+    return [
+        tuple(value for value, keep in zip(sequence, keeps, strict=True) if keep)
+        for sequence, keeps in zip(sequences, kept, strict=True)
+    ]
