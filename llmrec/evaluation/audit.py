@@ -18,7 +18,6 @@ from llmrec.evaluation.audit_history import (
 )
 from llmrec.evaluation.audit_overlap import (
     duplicates,
-    later_than_test,
     repeats,
     split_overlap,
     tied_times,
@@ -27,6 +26,7 @@ from llmrec.evaluation.audit_overlap import (
 from llmrec.evaluation.audit_popularity import skew, target_popularity
 from llmrec.evaluation.audit_transitions import branching, median_place, next_pairs, reach, target_places
 from llmrec.evaluation.evaluator import Recommender, evaluate
+from llmrec.evaluation.leaks import later_than_test
 
 EXAMPLES = 10
 

@@ -14,6 +14,7 @@ from llmrec.evaluation.audit_transitions import flat_sequences
 from llmrec.evaluation.evaluator import Evaluation, Recommender, evaluate
 from llmrec.evaluation.histories import Histories
 from llmrec.evaluation.metrics import per_user
+from llmrec.evaluation.significance import mean_interval
 from llmrec.evaluation.slices import by_history_length, slice_metrics
 
 LASTS: tuple[int | None, ...] = (1, 2, 5, None)
@@ -55,14 +56,13 @@ class LastItems:
         return torch.from_numpy(np.take_along_axis(lists, order, axis=1))
 
 
-def scores_of(evaluation: Evaluation) -> dict[str, float]:
-    """Return recall and ndcg at `CUT`, each with the standard error of its mean."""
-    found = {}
+def scores_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return recall and ndcg at `CUT`, and by ``recall@10_interval`` and so on the ends of their 95 % intervals."""
+    found: dict[str, Any] = {}
     for metric in (f"recall@{CUT}", f"ndcg@{CUT}"):
-        values = per_user(metric, evaluation.ranks)
-        found[metric] = float(values.mean())
-        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-        found[f"{metric}_error"] = float(error)
+        interval = mean_interval(per_user(metric, evaluation.ranks))
+        found[metric] = interval.mean
+        found[f"{metric}_interval"] = [interval.low, interval.high]
     return found
 
 

@@ -11,7 +11,7 @@ from llmrec.data.folder import DatasetFolder
 from llmrec.data.items import Catalog
 from llmrec.data.splits import History, Splits
 from llmrec.evaluation.audit_transitions import flat_sequences
-from llmrec.evaluation.histories import Histories, target_times
+from llmrec.evaluation.histories import Histories
 
 
 def _share(count: int, of: int) -> float | None:
@@ -130,24 +130,6 @@ def split_overlap(splits: Splits, *, items: int) -> dict[str, Any]:
         "target_is_own_valid": int(np.isin(keys, valid).sum()),
         "valid_target_in_history": len(np.unique(np.repeat(np.arange(len(test)), laid.lengths)[held])),
     }
-
-
-def later_than_test(dataset: DatasetFolder, splits: Splits) -> float | None:
-    """Return the share of training rows whose target was taken after the median test target; None without times.
-
-    Args:
-        dataset: with its interactions.
-        splits: of that dataset.
-
-    Paper: Ji et al., A Critical Study on Data Leakage in Recommender System Offline Evaluation, TOIS 2023;
-    leave-one-out leaks so by design.
-    """
-    if dataset.manifest["times"] == "position":
-        return None
-    train = target_times(splits.train, dataset.interactions)
-    test = target_times(splits.test, dataset.interactions)
-    train, test = train[train >= 0], test[test >= 0]
-    return float((train > np.median(test)).mean()) if len(train) and len(test) else None
 
 
 def tied_times(dataset: DatasetFolder) -> float | None:
