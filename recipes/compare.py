@@ -3,11 +3,13 @@
     python recipes/compare.py runs/office-results.json --reference transitions --dataset data/office \
         --output runs/office-compare.html
     python recipes/compare.py runs/a.json:model runs/b.json:model --metrics ndcg@10
+    python recipes/compare.py --check TABLE.csv
 
 RESULTS are files that ``evaluate.py``, ``baselines.py`` and ``fuse.py`` wrote, or systems of them. All must be of the
 same rows; results with seen items kept and left out get a table each, and seeds of one configuration are pooled.
 Beside PAGE.html stand PAGE.md and PAGE.comparison.json, without titles. With ``--dataset`` the page shows ten worked
-examples with titles: keep such a page where git ignores it.
+examples with titles: keep such a page where git ignores it. ``--check`` reads a table of HR and NDCG (a
+CSV, or a results file), published ones too, prints the cells that cannot be, and ends with status 1 where some are.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 from llmrec.artifacts import made_by, whole_file, write_json
 from llmrec.data.folder import load_dataset
 from llmrec.errors import InputError, run_command
+from llmrec.evaluation.consistency import check_file, format_findings
 from llmrec.evaluation.report import pairs_markdown, read_makings, report_groups, report_markdown, scores_markdown
 from llmrec.evaluation.report_examples import EXAMPLES, examples_of, examples_section
 from llmrec.evaluation.report_html import write_html
@@ -39,14 +42,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", type=float, default=0.95, help="confidence (default: 0.95)")
     parser.add_argument("--correction", choices=tuple(CORRECTIONS), default="holm", help="for many tests")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help=f"worked examples (default: {EXAMPLES})")
+    parser.add_argument("--check", metavar="TABLE", help="check a table of HR and NDCG, and compare nothing")
     for old in ("--a", "--b", "--metric"):  # how systems were named before there were several
         parser.add_argument(old, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.a or args.b or args.metric:
         wanted = " ".join(filter(None, [args.a or "A", args.b or "B", args.metric and f"--metrics {args.metric}"]))
         raise InputError(f"--a, --b and --metric are no more: write recipes/compare.py {wanted}")
-    if not args.results:
-        raise InputError("no RESULTS: name at least one FILE.json or FILE.json:NAME")
+    if not args.results and not args.check:
+        raise InputError("no RESULTS: name at least one FILE.json or FILE.json:NAME, or give --check TABLE")
     return args
 
 
@@ -65,6 +69,10 @@ def files_beside(page: Path, results: Sequence[str]) -> tuple[Path, Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, compare, print and write."""
     args = parse(argv)
+    if args.check:
+        findings = check_file(args.check)
+        print(format_findings(findings))
+        raise SystemExit(bool(findings))
     beside = files_beside(args.output, args.results) if args.output else None
     dataset = load_dataset(args.dataset) if args.dataset else None
     groups = report_groups(

@@ -135,3 +135,20 @@ def test_what_is_wrong_is_one_clear_line(tmp_path):
     (tmp_path / "c.comparison.ranks.parquet").write_bytes((tmp_path / "x.ranks.parquet").read_bytes())
     with pytest.raises(InputError, match=r"c\.comparison\.json is among the RESULTS and would be lost"):
         main([str(beside), "--output", str(tmp_path / "c.html")])
+
+
+def test_a_table_is_checked(tmp_path, capsys):
+    # One hit in three from place 6 to 10 adds at most .3 / log2(7) = .107 to NDCG@5.
+    table = tmp_path / "t.csv"
+    table.write_text("name,recall@5,ndcg@5,recall@10,ndcg@10\ngood,.200,.100,.500,.200\nwrong,.200,.100,.500,.300\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["--check", str(table)])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "wrong: ndcg@10 0.300 can be at most 0.20" in printed
+    assert "good" not in printed
+    table.write_text("name,recall@5,ndcg@5,recall@10,ndcg@10\ngood,.200,.100,.500,.200\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["--check", str(table)])
+    assert not ended.value.code
+    assert "every row is consistent" in capsys.readouterr().out
