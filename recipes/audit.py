@@ -28,6 +28,7 @@ from llmrec.errors import InputError, run_command
 from llmrec.evaluation.audit import examples, excludes_seen, heuristics, structure
 from llmrec.evaluation.audit_page import write_audit_page
 from llmrec.evaluation.audit_words import judge, verdict_text
+from llmrec.evaluation.leaks import embedding_leaks
 
 TEXT_COLUMNS = ("title", "brand", "categories")
 TFIDF_DIM = 128
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "protocol": splits.protocol,
         "train": dataset.manifest.get("train"),
         "catalog": dataset.catalog.hash,
+        "leaks": None if args.embeddings is None else embedding_leaks(args.embeddings, dataset, splits),
         **found,
         "heuristics": scores,
     }

@@ -267,6 +267,9 @@ def _leaks(audit: Mapping[str, Any]) -> list[Finding]:
         f"{overlap['same_rows_valid']:,} in validation)",
         "they test memory.",
     )
+    for phrase in audit.get("leaks") or ():
+        reason = "what is alike then may be so because of the rows that are scored."
+        found.append(Finding("embeddings", True, None, None, phrase, reason))
     if audit["train"] == "recovered":
         found.append(
             Finding(

@@ -88,7 +88,7 @@ def test_warnings_come_at_their_bounds(audits):
 
 def test_leaks_are_named_with_their_counts(audits):
     audit = copy.deepcopy(audits["cycle"])
-    audit["protocol"], audit["train"] = "provided", "recovered"
+    audit["protocol"], audit["train"], audit["leaks"] = "provided", "recovered", ["the embeddings saw tomorrow"]
     audit["overlap"] |= {
         "test_rows": 4533, "valid_target_in_history": 1353, "target_in_own_train": 1, "same_rows_train": 41,
         "same_rows_valid": 57,
@@ -98,6 +98,7 @@ def test_leaks_are_named_with_their_counts(audits):
     assert found["target in own training"] == "1 of 4,533 test targets were taken by the same user in training"
     assert "(41 in training, 57 in validation)" in found["same rows"]
     assert "publishes no training rows" in found["incomplete training"]
+    assert found["embeddings"] == "the embeddings saw tomorrow"
     audit["protocol"] = "leave_one_out"  # there it is so by design
     assert "validation in test" not in {part["name"] for part in judge(audit)["warnings"]}
 
