@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bundle_kit import ITEMS, write_bundle
@@ -15,8 +16,11 @@ from pens_dataset import write_pens
 from llmrec.artifacts import read_json, write_json
 from llmrec.data.folder import load_dataset
 from llmrec.decoding.recommender import LLMRecommender
+from llmrec.embeddings.collaborative import sequences_hash
+from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import evaluate
+from llmrec.evaluation.lists import read_lists
 from llmrec.evaluation.results import read_ranks
 from llmrec.tasks.prompt import PromptForm
 
@@ -124,6 +128,45 @@ def test_lists_that_cannot_be_filled_are_refused_before_anything_is_scored(
         run(bundle, dataset, tmp_path / "x.json", *flags)
 
 
+def test_tuned_baselines_and_both_ways_of_seen_items(bundle, tmp_path, capsys):
+    dataset = write_pens(tmp_path / "pens")
+    flags = ["--baselines", "popularity", "recent_popularity", "--tune", "--cache", str(tmp_path / "cache")]
+    rows = run(bundle, dataset, tmp_path / "x.json", *flags, "--exclude_seen", "both", "--ks", "5")
+    names = ["popularity", "recent_popularity", "pens_model"]
+    assert [row["name"] for row in rows] == [name + end for name in names for end in ("", " (seen excluded)")]
+    assert [row["exclude_seen"] for row in rows] == [False, True] * 3
+    assert len(rows[2]["tuned"]["trials"]) == 5 * 4
+    assert list((tmp_path / "cache" / "pens").glob("recent_popularity-*"))
+    model = LLMRecommender.from_pretrained(bundle, device="cpu")
+    test = load_dataset(dataset).split().test
+    for row in rows[-2:]:
+        expected = evaluate(model, test, items=ITEMS, ks=(5,), exclude_seen=row["exclude_seen"], progress=False)
+        assert row["metrics"] == expected.metrics
+        assert row["num_beams"] == 20
+        assert read_lists(f"{tmp_path / 'x.lists.parquet'}:{row['name']}").tolist() == expected.recommended.tolist()
+    assert "pens_model (seen excluded)" in capsys.readouterr().out
+
+
+def test_embeddings_that_know_the_targets_are_named_beside_who_reads_them(bundle, tmp_path):
+    dataset = write_pens(tmp_path / "pens")
+    loaded = load_dataset(dataset)
+    fitted_on = {"sequences_sha256": sequences_hash(loaded.interactions.sequences())}
+    made = {"encoder": "ppmi_svd", "protocol": "leave_one_out", "fitted_on": fitted_on}
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, 4))
+    file = save_embeddings(tmp_path / "e.safetensors", vectors, {**made, "catalog_hash": loaded.catalog.hash})
+    rows = run(
+        bundle, dataset, tmp_path / "x.json", "--baselines", "popularity", "dense_text", "--embeddings", str(file)
+    )
+    said = {row["name"]: row.get("leaks") for row in rows}
+    assert said == {
+        "popularity": None,
+        "dense_text": ["the embeddings were fitted on other interactions than the training part of 'leave_one_out'"],
+        "pens_model": None,
+    }
+    assert rows[1]["embeddings"]["encoder"] == "ppmi_svd"
+    assert all(row["beyond"]["diversity_encoder"] == "ppmi_svd" for row in rows)
+
+
 def test_a_whole_training_file_is_not_marked(bundle, tmp_path):
     dataset = write_pens(tmp_path / "pens")
     manifest = read_json(dataset / "manifest.json", "manifest")
@@ -156,4 +199,5 @@ def test_two_processes_write_what_one_does(bundle, tmp_path):
         assert row.pop("seconds") >= 0
         assert row.pop("latency")["users_per_second"] > 0
     assert two == one
-    assert (tmp_path / "two.ranks.parquet").read_bytes() == (tmp_path / "one.ranks.parquet").read_bytes()
+    for kind in ("ranks", "lists"):
+        assert (tmp_path / f"two.{kind}.parquet").read_bytes() == (tmp_path / f"one.{kind}.parquet").read_bytes()

@@ -86,6 +86,21 @@ def test_metrics_stand_apart_for_new_and_known_targets(world, tmp_path, capsys):
     assert "new targets among new items" in printed
 
 
+def test_text_ranks_new_items_that_counts_do_not_know(world, tmp_path, capsys):
+    flags = ["--ks", "3", "20", "--unknown_items", "skip", "--exclude_seen", "both"]
+    results = score(world, tmp_path / "x.json", *flags)
+    names = [*BASELINES, "dense_text", "bundle"]
+    assert [row["name"] for row in results] == [name + end for name in names for end in ("", " (seen excluded)")]
+    rows = {row["name"]: row for row in results}
+    for end in ("", " (seen excluded)"):
+        assert rows[f"dense_text{end}"]["by_target"]["new"]["metrics"]["recall@20"] > 0
+        # Nothing was counted of new items, so that they stand behind all others.
+        assert rows[f"popularity{end}"]["by_target"]["new"]["metrics"]["recall@20"] == 0
+        assert rows[f"bundle{end}"]["new_items"]["among_new"]["users"] > 0
+    printed = capsys.readouterr().out
+    assert printed.count("new targets among new items") == 2
+
+
 def test_items_land_where_the_quantizer_puts_them(world):
     dataset, part = load_dataset(world / "pens"), load_dataset(world / "part")
     bundle, new = bring_new_items(load_bundle(world / "bundle"), dataset, world / "whole.safetensors")
