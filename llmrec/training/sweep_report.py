@@ -46,7 +46,7 @@ def sweep_markdown(folder: SweepFolder, *, command: str, test: Sequence[Mapping[
     text = [
         f"# Sweep of `{sweep.config}`\n",
         f"Written by `{command}`; `sweep.json` beside it holds all figures. {sweep.trials} settings drawn with seed "
-        f"{sweep.seed}, chosen by {sweep.metric} on {rows} validation rows; {seconds / 60:.0f} minutes of training.\n",
+        f"{sweep.seed}, chosen by {sweep.metric} on {rows} validation rows; {seconds / 60:.1f} minutes of training.\n",
         "## Trials\n",
         *(f"{_round_words(sweep, rung)}\n\n{_trials_table(folder, rung)}\n" for rung in reversed(sweep.rounds())),
         f"## Winner: trial {winner['trial']}\n",

@@ -406,7 +406,7 @@ def test_the_report(tmp_path: Path):
     assert "ndcg@10 on validation 0.2000. It is the best of 4 tries on the same rows" in page
     assert "up to 0.0784 either way" in page
     assert "Test was not opened." in page
-    assert "6 minutes of training" in page, "six finished runs of a minute"
+    assert "6.0 minutes of training" in page, "six finished runs of a minute"
     state.note_test()
     rows = [{"name": name, "metrics": {"ndcg@10": 0.15}, "exclude_seen": False} for name in ("popularity", "winner")]
     page = sweep_markdown(state, command="the command", test=rows)
