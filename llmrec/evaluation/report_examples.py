@@ -181,7 +181,9 @@ def _example(number: int, example: Example, titles: Sequence[str]) -> Markup:
         rank = example.ranks[name]
         where = f"place {rank + 1}" if rank >= 0 else "not in the list"
         lines = [
-            element("li", _title(int(item), titles), class_="hit" if item == example.target and item >= 0 else None)
+            element("li", _title(int(item), titles), " (hit)", class_="hit")
+            if item == example.target
+            else element("li", _title(int(item), titles))
             for item in places[:SHOWN_PLACES]
             if item >= 0
         ]

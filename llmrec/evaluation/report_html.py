@@ -29,7 +29,7 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; }
 td.text, th.text { text-align: left; }
 td { white-space: nowrap; }
 td.text, td.list { white-space: normal; }
-tbody th { overflow-wrap: anywhere; min-width: 7rem; }
+tbody th { overflow-wrap: break-word; min-width: 6rem; max-width: 18rem; }
 thead button { all: unset; cursor: pointer; text-decoration: underline dotted; }
 thead button:focus-visible { outline: 2px solid; }
 [aria-sort="ascending"] button::after { content: " \\2191"; }
