@@ -12,6 +12,7 @@ from llmrec.data.interactions import Interactions
 from llmrec.data.items import Catalog
 from llmrec.errors import InputError
 from llmrec.evaluation.audit import heuristics, structure
+from llmrec.evaluation.audit_table import audit_table
 from llmrec.evaluation.audit_words import BOUNDS, NO_SHORTCUT, SOLVABLE, SOME, WARNINGS, judge, verdict_text
 
 
@@ -108,6 +109,20 @@ def test_the_verdict_as_text(audits):
     assert lines[0] == "cycle (leave_one_out): shortcut-solvable"
     assert lines[2].startswith("  yes  local transitions: ")
     assert [line[2:6].strip() for line in lines[2:]] == ["yes"] * len(BOUNDS) + ["note"]
+
+
+def test_the_table_has_a_column_an_audit(audits):
+    lines = audit_table(audits).splitlines()
+    assert lines[0] == "| | [cycle](cycle.json), leave_one_out | [noise](noise.json), leave_one_out |"
+    cells = {line.split(" | ")[0][2:]: line[:-2].split(" | ")[1:] for line in lines[2:]}
+    assert cells["verdict"][0] == "**shortcut-solvable**"
+    assert cells["users / items / interactions"] == ["150 / 120 / 1,200"] * 2
+    assert cells["transitions, recall@10 / ndcg@10"] == ["\u2013"] * 2  # not among the systems here
+    knn = audits["noise"]["heuristics"]["systems"]["item_knn"]
+    assert cells["item_knn, recall@10 / ndcg@10"][1] == f"{knn['recall@10']:.4f} / {knn['ndcg@10']:.4f}"
+    assert cells["test histories with the user's validation target"] == ["150 (by design)"] * 2
+    assert {len(line.split("|")) for line in lines} == {5}
+    assert audit_table({"cycle": {**audits["cycle"], "features": None}}).count("\u2013") == 4  # transitions, features, and two of time
 
 
 def test_a_dataset_without_test_rows_is_refused(tmp_path):
