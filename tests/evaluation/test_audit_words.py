@@ -122,7 +122,8 @@ def test_the_table_has_a_column_an_audit(audits):
     assert cells["item_knn, recall@10 / ndcg@10"][1] == f"{knn['recall@10']:.4f} / {knn['ndcg@10']:.4f}"
     assert cells["test histories with the user's validation target"] == ["150 (by design)"] * 2
     assert {len(line.split("|")) for line in lines} == {5}
-    assert audit_table({"cycle": {**audits["cycle"], "features": None}}).count("\u2013") == 4  # transitions, features, and two of time
+    alone = audit_table({"cycle": {**audits["cycle"], "features": None}})
+    assert alone.count("\u2013") == 4  # transitions, features, and two of time
 
 
 def test_a_dataset_without_test_rows_is_refused(tmp_path):
