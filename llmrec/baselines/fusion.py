@@ -57,14 +57,7 @@ def reciprocal_rank_fusion(
     given = _check_weights(dict(enumerate(weights)), list(range(len(lists))))
     _check_constant(constant)
     _check_k(k)
-    shares = np.array(list(given.values())) / sum(given.values())
-    gains = []
-    for part, share in zip(lists, shares, strict=True):
-        # Scaled so that the best score is 1, whatever the constant
-        gain = share * (constant + 1) / (constant + np.arange(1, part.shape[1] + 1))
-        gains.append(np.where((part >= 0) & ~repeated_places(part), gain, 0.0))
-    rows, scores = _summed(np.concatenate(lists, axis=1), np.concatenate(gains, axis=1))
-    return _best_rows(rows, np.where(scores > 0, np.round(scores, 12), -np.inf), k)
+    return _fuse_places(*_pooled(lists), weights=list(given.values()), constant=constant, k=k)
 
 
 def beam_fusion(
@@ -122,23 +115,28 @@ class Gathered:
 
     Args:
         lists: ``(users, depth)`` int32 item rows, -1 in an empty place: of each part, or of the model alone.
-        scores: ``(users, depth)`` scores of the model's items, by each part; empty where places alone count.
+        rows: ``(users, candidates)`` int32 item rows that may come out; -1 in an empty place.
+        scores: ``(users, candidates)`` float32, what each part says of these: their places in its list from 1,
+            infinite where it has none, or their scores.
     """
 
     lists: tuple[np.ndarray, ...]
-    scores: tuple[np.ndarray, ...] = ()
+    rows: np.ndarray
+    scores: tuple[np.ndarray, ...]
 
     def part(self, users: slice) -> "Gathered":
         """Return what belongs to some of the users."""
-        return Gathered(tuple(rows[users] for rows in self.lists), tuple(scores[users] for scores in self.scores))
+        lists, scores = (tuple(values[users] for values in of) for of in (self.lists, self.scores))
+        return Gathered(lists, self.rows[users], scores)
 
     @classmethod
     def join(cls, parts: Sequence["Gathered"]) -> "Gathered":
         """Return what was gathered bit by bit as one."""
-        return cls(
-            tuple(np.concatenate(rows) for rows in zip(*(part.lists for part in parts), strict=True)),
-            tuple(np.concatenate(scores) for scores in zip(*(part.scores for part in parts), strict=True)),
+        lists, scores = (
+            tuple(np.concatenate(values) for values in zip(*of, strict=True))
+            for of in ([part.lists for part in parts], [part.scores for part in parts])
         )
+        return cls(lists, np.concatenate([part.rows for part in parts]), scores)
 
 
 class Fusion(ABC):
@@ -263,13 +261,14 @@ class RankFusion(Fusion):
         return {"weights": dict(self.weights), "constant": self.constant}
 
     def gather(self, histories: Sequence[Sequence[int]], *, exclude_seen: bool = False) -> Gathered:
-        """Return the list of each part."""
-        return Gathered(tuple(self._lists_of(name, histories, exclude_seen=exclude_seen) for name in self.parts))
+        """Return the list of each part, and the places of all items in them."""
+        lists = tuple(self._lists_of(name, histories, exclude_seen=exclude_seen) for name in self.parts)
+        return Gathered(lists, *_pooled(lists))
 
     def fuse(self, gathered: Gathered, k: int) -> np.ndarray:
         """Return ``(users, k)`` fused rows."""
         weights = [self.weights[name] for name in self.parts]
-        return reciprocal_rank_fusion(gathered.lists, weights=weights, constant=self.constant, k=k)
+        return _fuse_places(gathered.rows, gathered.scores, weights=weights, constant=self.constant, k=k)
 
 
 class BeamFusion(Fusion):
@@ -314,12 +313,13 @@ class BeamFusion(Fusion):
             scorer = self.parts[name]
             # What a bundle alone knows is numbered behind the dataset's items, and no baseline has heard of it
             others.append(score_items(scorer, histories, np.where(rows < scorer.items, rows, -1)).astype(np.float32))
-        return Gathered((rows,), (scores.cpu().numpy().astype(np.float32), *others))
+        return Gathered((rows,), rows, (scores.cpu().numpy().astype(np.float32), *others))
 
     def fuse(self, gathered: Gathered, k: int) -> np.ndarray:
         """Return ``(users, k)`` fused rows."""
         weights = [self.weights[name] for name in self.parts]
-        return beam_fusion(gathered.lists[0], gathered.scores[0], gathered.scores[1:], weights=weights, k=k)
+        beams, *others = gathered.scores
+        return beam_fusion(gathered.rows, beams, others, weights=weights, k=k)
 
 
 FUSIONS: dict[str, type[Fusion]] = {"rrf": RankFusion, "beam_fusion": BeamFusion}
@@ -450,15 +450,44 @@ def _filled(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.where(has, scores, np.where(real, lowest, 0.0)).astype(np.float64)
 
 
-def _summed(rows: np.ndarray, gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(users, places)`` rows in ascending order and, at the first place of each, the sum of its gains."""
-    order = np.argsort(rows, axis=1, kind="stable")
-    rows, gains = np.take_along_axis(rows, order, 1), np.take_along_axis(gains, order, 1)
-    first = np.ones(rows.shape, dtype=bool)
-    first[:, 1:] = rows[:, 1:] != rows[:, :-1]
-    group = np.cumsum(first.ravel()) - 1
-    sums = np.bincount(group, weights=gains.ravel())
-    return rows, np.where(first, sums[group].reshape(rows.shape), 0.0)
+def _pooled(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return all items of some lists and where each list has them; it takes longer than trying weights on it.
+
+    Returns:
+        ``(users, candidates)`` int32 rows, a user's in ascending order, -1 in places that hold none: as many as there
+        are places in all lists, so that batches fit together; and for each list
+        ``(users, candidates)`` float32 places from 1, infinite where the list does not have the item.
+    """
+    pooled = np.concatenate(lists, axis=1).astype(np.int32)
+    order = np.argsort(pooled, axis=1, kind="stable")
+    ordered = np.take_along_axis(pooled, order, 1)
+    first = np.ones(pooled.shape, dtype=bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    candidate = np.empty(pooled.shape, dtype=np.int64)  # of each place of the lists, among the user's
+    np.put_along_axis(candidate, order, np.cumsum(first, axis=1) - 1, 1)
+    users = np.arange(len(pooled))[:, None]
+    rows = np.full(pooled.shape, -1, dtype=np.int32)
+    rows[users, candidate] = pooled
+    places, start = [], 0
+    for part in lists:
+        found = np.full(rows.shape, np.inf, dtype=np.float32)
+        # From the last place to the first, so that the first stays where an item stands twice
+        for place in reversed(range(part.shape[1])):
+            found[users[:, 0], candidate[:, start + place]] = place + 1
+        found[rows < 0] = np.inf
+        places.append(found)
+        start += part.shape[1]
+    return rows, tuple(places)
+
+
+def _fuse_places(
+    rows: np.ndarray, places: Sequence[np.ndarray], *, weights: Sequence[float], constant: float, k: int
+) -> np.ndarray:
+    scores = np.zeros(rows.shape)
+    for weight, found in zip(weights, places, strict=True):
+        # Scaled so that the best score is 1, whatever the constant
+        scores += weight / sum(weights) * (constant + 1) / (constant + found.astype(np.float64))
+    return _best_rows(rows, np.where(scores > 0, np.round(scores, 12), -np.inf), k)
 
 
 def _best_rows(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:

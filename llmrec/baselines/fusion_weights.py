@@ -137,7 +137,7 @@ def choices(
     first, *others = fusion.parts
     scales = [1.0] * len(others)
     if isinstance(fusion, BeamFusion):
-        beams, *scores = (spread(part, gathered.lists[0]) for part in gathered.scores)
+        beams, *scores = (spread(part, gathered.rows) for part in gathered.scores)
         scales = [beams / part if part > 0 and beams > 0 else 1.0 for part in scores]
     found = []
     for constant in constants if isinstance(fusion, RankFusion) else (None,):
