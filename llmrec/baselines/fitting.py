@@ -21,7 +21,7 @@ def score_baselines(
     *,
     given: Mapping[str, Mapping[str, Any]],
     leaks: list[str] | None = None,
-) -> list[Any]:
+) -> Any:
     """Fit or tune each baseline and add it to a table.
 
     Where the table holds rows with seen items kept and left out, a baseline is tuned for each, and scored with the
@@ -36,21 +36,21 @@ def score_baselines(
         leaks: what `embedding_leaks` found in the embeddings; rows of baselines that read them say it.
 
     Returns:
-        The fitted baselines, in the order of the table's rows.
+        The baseline fitted last; those before it are gone, for each can be large.
 
     Raises:
         InputError: as `fit_asked` and `Scoring.add`.
     """
-    models = []
+    model = None
     valid = data.context.valid[: args.limit_users]
     for name, kind in kinds.items():
         for only in scoring.values if args.tune else (None,):
             asked = {"settings": given.get(name, {}), "valid": valid, "exclude_seen": bool(only)}
+            model = fitted = None
             fitted = fit_asked(name, kind, data, args, dataset=scoring.dataset.name, **asked)
-            said = {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
-            scoring.add(fitted.model, name, only=only, **said)
-            models.append(fitted.model)
-    return models
+            model, said = fitted.model, {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
+            scoring.add(model, name, only=only, **said)
+    return model
 
 
 def without_rows(data: FitData, rows: np.ndarray) -> FitData:
