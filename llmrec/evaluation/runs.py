@@ -30,7 +30,7 @@ REMEDIES = {
 
 MEASURED = (
     "seed", "metrics", "users", "seconds", "beyond", "slices", "latency", "sid_level", "by_target", "new_items",
-    "model", "revision", "tuned", "leaks", "parts",
+    "model", "revision", "tuned", "leaks",
 )  # fmt: skip
 """Keys of a row that differ between seeds of one configuration."""
 

@@ -262,8 +262,9 @@ def pool_seeds(values: np.ndarray, *, level: float = 0.95) -> Pooled:
 
     Paper: the variance of a mean over two crossed random factors (Cornfield and Tukey, Average Values of Mean Squares
     in Factorials, 1956), degrees of freedom after Satterthwaite, An Approximate Distribution of Estimates of Variance
-    Components, 1946. A bootstrap of both factors (Owen, The Pigeonhole Bootstrap, 2007) has too little to draw from
-    with three or five seeds, and covers less (`docs/evaluation.md` has both).
+    Components, 1946. A bootstrap of both factors (Owen, The Pigeonhole Bootstrap, 2007) counts the chance that is of
+    neither alone three times, and is wider than need be where hits are few (`docs/evaluation.md` has both). A variance
+    between seeds that comes out negative is taken as 0, so that without any the interval is a little wide.
     """
     return _two_way([np.asarray(values, dtype=np.float64)], level=level)
 
