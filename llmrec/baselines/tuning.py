@@ -170,8 +170,9 @@ def tune(
 ) -> Tuned:
     """Try every combination of a baseline's ``grid`` and choose the best by ndcg@10 on validation rows.
 
-    Settings that matter only after a fit (``late``) share it. Among equals the first of the grid is chosen. What an
-    earlier call with the same code, data and rows has measured is read from the cache, also when it was cut short.
+    Settings that matter only after a fit (``late``) share it; of a kind without such, the cache keeps every fit. Among
+    equals the first of the grid is chosen. What an earlier call with the same code, data and rows has measured is read
+    from the cache, also when it was cut short.
 
     Args:
         kind: the baseline's class; without a ``grid`` its defaults are measured alone.
@@ -213,9 +214,12 @@ def tune(
             fitted = fitted.with_late({key: value for key, value in settings.items() if key in late})
         else:
             fitted, fitted_for = None, early  # the old one goes before the new one comes: each can be large
-            fitted = make_baseline(kind, settings, name=name)
-            where = _checkpoint(_folder(fitted, settings, data, name=name, cache=cache))
-            fitted = fit_baseline(fitted, quiet, checkpoint=where)
+            if late:
+                fitted = make_baseline(kind, settings, name=name)
+                where = _checkpoint(_folder(fitted, settings, data, name=name, cache=cache))
+                fitted = fit_baseline(fitted, quiet, checkpoint=where)
+            else:  # a fit a setting: each is kept, for it serves with seen items kept and left out
+                fitted = fit_or_load(kind, settings, quiet, name=name, cache=cache)
         found = evaluate(
             fitted, rows, items=data.items, ks=(min(CUT, data.items),), exclude_seen=exclude_seen, name=name,
             progress=False, keep_lists=False,

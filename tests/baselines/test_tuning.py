@@ -215,6 +215,19 @@ def test_a_tuning_killed_within_a_fit_goes_on_within_it(tmp_path, monkeypatch):
     assert found.trials[0]["metrics"] == whole.trials[0]["metrics"]
 
 
+def test_seen_items_left_out_need_no_other_fit(tmp_path, monkeypatch):
+    fixed = {"epochs": 2, "dim": 8, "dropout": 0.3}
+    kept = tune(GRU4Rec, data(valid=ROWS), ROWS, name="gru", fixed=fixed, cache=tmp_path)
+    assert len(kept.trials) == 2
+
+    def worked(*_, **__):
+        raise AssertionError("it was fitted again")
+
+    monkeypatch.setattr(GRU4Rec, "fit", worked)
+    without = tune(GRU4Rec, data(valid=ROWS), ROWS, name="gru", fixed=fixed, exclude_seen=True, cache=tmp_path)
+    assert [trial["settings"] for trial in without.trials] == [trial["settings"] for trial in kept.trials]
+
+
 class Bare:
     """A user's own, as docs/evaluation.md asks for it, and no more."""
 

@@ -14,7 +14,7 @@ from llmrec.data.folder import load_dataset
 from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import evaluate
-from llmrec.evaluation.results import read_ranks
+from llmrec.evaluation.results import read_ranks, read_results
 
 main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "baselines.py"))["main"]
 
@@ -121,7 +121,7 @@ def test_settings_by_hand(tmp_path):
     ("flags", "message"),
     [
         (["--names", "magic"], "unknown baseline 'magic': choose one of als, bert4rec, dense_text, ease, gru4rec"),
-        (["--names", "dense_text"], "DenseText: it needs the items' embeddings, and has none; give recipes/baselines"),
+        (["--names", "dense_text"], "--embeddings: dense_text needs the items' embeddings; name the file"),
         (
             ["--names", "ease", "--settings", "l2=3"],
             r"--settings l2=3: no JSON \(.*\); write '{\"ease\": {\"l2\": 100}}'",
@@ -149,3 +149,16 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--dataset", "x", "--output", str(tmp_path / "x.json"), "--exclude_seen", "maybe"])
     assert "write true or false" in capsys.readouterr().err
+
+
+def test_both_ways_with_seen_items_are_tuned_apart_and_stand_in_one_file(tmp_path):
+    dataset = write_pens(tmp_path / "pens")
+    flags = ["--dataset", str(dataset), "--names", "item_knn", "--tune", "--split", "test", "--ks", "2"]
+    main([*flags, "--exclude_seen", "both", "--output", str(tmp_path / "both.json")])
+    rows = {row["exclude_seen"]: row for row in read_results(tmp_path / "both.json")}
+    assert set(rows) == {False, True}
+    for value, row in rows.items():
+        alone = tmp_path / f"{value}.json"
+        main([*flags, "--exclude_seen", str(value).lower(), "--output", str(alone)])
+        (expected,) = read_results(alone)
+        assert (row["metrics"], row["tuned"]) == (expected["metrics"], expected["tuned"])
