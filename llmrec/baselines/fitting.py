@@ -21,7 +21,7 @@ def score_baselines(
     *,
     given: Mapping[str, Mapping[str, Any]],
     leaks: list[str] | None = None,
-) -> Any:
+) -> list[Any]:
     """Fit or tune each baseline and add it to a table.
 
     Where the table holds rows with seen items kept and left out, a baseline is tuned for each, and scored with the
@@ -36,21 +36,24 @@ def score_baselines(
         leaks: what `embedding_leaks` found in the embeddings; rows of baselines that read them say it.
 
     Returns:
-        The baseline fitted last; those before it are gone, for each can be large.
+        The last baseline, fitted: one model, or one for each value of ``exclude_seen`` that it was tuned for. Those
+        before it are let go, for each can be large.
 
     Raises:
         InputError: as `fit_asked` and `Scoring.add`.
     """
-    model = None
+    models: list[Any] = []
     valid = data.context.valid[: args.limit_users]
     for name, kind in kinds.items():
+        models.clear()
         for only in scoring.values if args.tune else (None,):
             asked = {"settings": given.get(name, {}), "valid": valid, "exclude_seen": bool(only)}
-            model = fitted = None
             fitted = fit_asked(name, kind, data, args, dataset=scoring.dataset.name, **asked)
-            model, said = fitted.model, {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
-            scoring.add(model, name, only=only, **said)
-    return model
+            said = {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
+            scoring.add(fitted.model, name, only=only, **said)
+            models.append(fitted.model)
+        fitted = None
+    return models
 
 
 def without_rows(data: FitData, rows: np.ndarray) -> FitData:

@@ -42,7 +42,7 @@ def test_each_way_of_scoring_has_the_settings_chosen_for_it(tmp_path, monkeypatc
     scoring = Scoring(pens, splits, splits.test, split="test", ks=(5, 10), exclude_seen="both", progress=False)
     kinds = {"popularity": Popularity, "item_knn": ItemKNN, "dense_text": DenseText}
     last = score_baselines(scoring, kinds, data, args, given={"dense_text": {"last": 3}}, leaks=["seen"])
-    assert isinstance(last, DenseText)
+    assert [type(model) for model in last] == [DenseText] * (1 + tuned)
     rows = {row["name"]: row for row in scoring.results}
     assert set(rows) == {name + suffix for name in kinds for suffix in ("", " (seen excluded)")}
     for name, row in rows.items():
