@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llmrec.errors import InputError
 
 VERSIONED_PACKAGES = (
@@ -93,6 +95,28 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable {what} ({error}); make it again") from error
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Args:
+        path: the file.
+        what: what the file should be, for the error message ("YAML of a grid").
+
+    Raises:
+        InputError: a missing or unreadable file, or no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the {what}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values")
+    return values
 
 
 def file_sha256(path: str | Path) -> str:

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llmrec.artifacts import read_json, text_sha256, write_json
+from llmrec.artifacts import read_json, read_yaml, text_sha256, write_json
 from llmrec.data.folder import DatasetFolder, load_dataset
 from llmrec.embeddings.store import load_embeddings, load_manifest
 from llmrec.errors import InputError
@@ -98,7 +96,7 @@ class GridConfig:
             InputError: a missing or unreadable file, an unknown or missing key, two entries of one name, or a method
                 or way to make SIDs unique that is not known.
         """
-        values = _read_yaml(path)
+        values = read_yaml(path, "YAML of a grid")
         unique = values.pop("unique", "append_rank")
         entries = values.pop("entries", None)
         if not isinstance(entries, list) or not entries:
@@ -180,18 +178,6 @@ class GridConfig:
     def with_files(self) -> list[GridEntry]:
         """Return the entries whose files are there."""
         return [entry for entry in self.entries if all(Path(path).is_file() for path in self.files(entry))]
-
-
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; expected the YAML of a grid")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys to values")
-    return values
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:
@@ -280,7 +266,7 @@ def grid_tasks(
     training = None
     if grid.training is not None and train:
         own = {"dataset", "sids", "output_dir", "seed"}
-        merged = {**_read_yaml(grid.training.config), **grid.training.settings}
+        merged = {**read_yaml(grid.training.config, "YAML of a training"), **grid.training.settings}
         training = {key: value for key, value in merged.items() if key not in own}
         training |= {"ks": list(grid.ks), "num_beams": grid.num_beams, "device": device}
     tasks = []

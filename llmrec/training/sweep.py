@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from llmrec.artifacts import read_yaml
 from llmrec.errors import InputError
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
 from llmrec.training.sweep_ranges import Range, json_text, read_ranges
@@ -166,7 +166,10 @@ class SweepConfig:
         Raises:
             InputError: a missing or unreadable file, an unknown or missing key, or a value that does not fit.
         """
-        values = {**read_yaml(path), **{key: value for key, value in changes.items() if value is not None}}
+        values = {
+            **read_yaml(path, "YAML of a sweep"),
+            **{key: value for key, value in changes.items() if value is not None},
+        }
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -177,7 +180,10 @@ class SweepConfig:
         try:
             if values.get("max_steps") is None and isinstance(values["config"], str):
                 settings = values.get("settings")
-                base = {**read_yaml(values["config"]), **(settings if isinstance(settings, dict) else {})}
+                base = {
+                    **read_yaml(values["config"], "YAML of a recipe"),
+                    **(settings if isinstance(settings, dict) else {}),
+                }
                 steps = base.get("max_steps", -1)
                 values["max_steps"] = None if steps == -1 else steps
             return cls(**{**values, "ranges": read_ranges(values["ranges"])})
@@ -232,20 +238,3 @@ class SweepConfig:
             f"trials: {self.trials}; only {len(trials)} different settings came out of the ranges; widen them or ask "
             "for fewer"
         )
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
-
-    Raises:
-        InputError: a missing or unreadable file, or no mapping.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; expected a YAML file")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys to values")
-    return values

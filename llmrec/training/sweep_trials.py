@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from llmrec.artifacts import read_json, whole_file
+from llmrec.artifacts import read_json, read_yaml, whole_file
 from llmrec.data.folder import load_dataset
 from llmrec.errors import InputError
 from llmrec.evaluation.jobs import Scripts
@@ -22,7 +22,6 @@ from llmrec.training.sweep import (
     Rung,
     SweepConfig,
     Trial,
-    read_yaml,
 )
 from llmrec.training.sweep_ranges import settings_text
 
@@ -39,7 +38,7 @@ def trial_folder(sweep: SweepConfig, trial: Trial, rung: Rung) -> Path:
 
 def trial_config(sweep: SweepConfig, trial: Trial, rung: Rung) -> dict[str, Any]:
     """Return the whole YAML of a trial: the recipe's config, the sweep's settings, what was drawn, and its folder."""
-    config = {**read_yaml(sweep.config), **sweep.settings, **trial.settings}
+    config = {**read_yaml(sweep.config, "YAML of a recipe"), **sweep.settings, **trial.settings}
     config["output_dir"] = str(trial_folder(sweep, trial, rung))
     if rung.max_steps is not None:
         config["max_steps"] = rung.max_steps
@@ -108,7 +107,7 @@ def check_sweep(sweep: SweepConfig, trials: Sequence[Trial], *, progress: bool =
             table = SIDTable.load(arguments.sids)
             table.check_catalog(dataset.catalog.hash, path=arguments.sids)
             tables[arguments.sids] = table.hash
-    base = {key: value for key, value in read_yaml(sweep.config).items() if key != "output_dir"}
+    base = {key: value for key, value in read_yaml(sweep.config, "YAML of a recipe").items() if key != "output_dir"}
     said = {
         key: value for key, value in asdict(sweep).items() if key not in ("config", "ranges", "output_dir", "jobs")
     }

@@ -17,13 +17,13 @@ import pytest
 import yaml
 from pens_dataset import write_pens
 
-from llmrec.artifacts import read_json, write_json
+from llmrec.artifacts import read_json, read_yaml, write_json
 from llmrec.data.folder import load_dataset
 from llmrec.errors import InputError
 from llmrec.evaluation.jobs import Cost, Scripts
 from llmrec.hub.info import CARD_FILE, INFO_FILE
 from llmrec.sids.table import SIDTable
-from llmrec.training.sweep import SweepConfig, read_yaml
+from llmrec.training.sweep import SweepConfig
 from llmrec.training.sweep_trials import check_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             write_json(given["--output"], {"results": rows})
             return Cost(3.0, 3.0)
         assert script.name == "sft.py"
-        values = read_yaml(given["--config"])
+        values = read_yaml(given["--config"], "YAML")
         folder = Path(values["output_dir"])
         assert folder.with_suffix(".log") == log
         calls.append(folder.name)
