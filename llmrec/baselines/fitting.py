@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from llmrec.baselines.flags import fit_asked
+from llmrec.baselines.hstu import timed_rows
+from llmrec.baselines.neural_training import TimedItems
 from llmrec.baselines.tuning import FitData
 from llmrec.data.splits import History
 from llmrec.evaluation.scoring import Scoring
@@ -50,10 +52,18 @@ def score_baselines(
             asked = {"settings": given.get(name, {}), "valid": valid, "exclude_seen": bool(only)}
             fitted = fit_asked(name, kind, data, args, dataset=scoring.dataset.name, **asked)
             said = {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
-            scoring.add(fitted.model, name, only=only, **said)
+            scoring.add(fitted.model, name, only=only, rows=_rows_for(fitted.model, scoring), **said)
             models.append(fitted.model)
         fitted = None
     return models
+
+
+def _rows_for(model: Any, scoring: Scoring) -> Sequence[History] | None:
+    """Return the rows of a table with the times of their histories, for a baseline that reads them."""
+    if not getattr(model, "reads_times", False):
+        return None
+    protocol, split = scoring.splits.protocol, scoring.split
+    return timed_rows(scoring.dataset.interactions, protocol=protocol, split=split)[: len(scoring.rows)]
 
 
 def without_rows(data: FitData, rows: np.ndarray) -> FitData:
@@ -67,9 +77,16 @@ def without_rows(data: FitData, rows: np.ndarray) -> FitData:
     gone, context = set(rows.tolist()), data.context
     kept = [[item not in gone for item in sequence] for sequence in data.sequences]
     times = None if context.timestamps is None else _chosen(context.timestamps, kept)
-    shown = [(row, tuple(item for item in row.items if item not in gone)) for row in context.valid]
+    shown = [(row, _without(row.items, gone)) for row in context.valid]
     valid = [History(row.user, items, row.target) for row, items in shown if items and row.target not in gone]
     return FitData(_chosen(data.sequences, kept), data.items, replace(context, timestamps=times, valid=valid))
+
+
+def _without(items: tuple[int, ...], gone: set[int]) -> tuple[int, ...]:
+    if not isinstance(items, TimedItems):
+        return tuple(item for item in items if item not in gone)
+    kept = [(item, time) for item, time in zip(items, items.times, strict=True) if item not in gone]
+    return TimedItems([item for item, _ in kept], [time for _, time in kept])
 
 
 def _chosen(sequences: Sequence[Sequence[int]], kept: Sequence[Sequence[bool]]) -> list[tuple[int, ...]]:

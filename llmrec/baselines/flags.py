@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.baselines.context import FitContext, training_times
+from llmrec.baselines.hstu import timed_rows
 from llmrec.baselines.tuning import METRIC, FitData, fit_or_load, tune
 from llmrec.data.folder import DatasetFolder
 from llmrec.data.splits import History, Splits
@@ -82,10 +83,11 @@ def data_to_fit(
     Raises:
         InputError: embeddings that are no such file, or of another catalogue.
     """
+    times = training_times(dataset, protocol)
     context = FitContext(
         embeddings=None if embeddings is None else load_embeddings(embeddings, catalog=dataset.catalog),
-        timestamps=training_times(dataset, protocol),
-        valid=splits.valid,
+        timestamps=times,
+        valid=splits.valid if times is None else timed_rows(dataset.interactions, protocol=protocol, split="valid"),
         device=device,
     )
     return FitData(splits.sequences, len(dataset.catalog), context)

@@ -54,7 +54,7 @@ class Scoring:
     ) -> None:
         self.values = exclusions(exclude_seen, rows)
         check_targets(dataset, splits, rows, split=split)
-        self.dataset, self.rows, self.ks = dataset, rows, tuple(ks)
+        self.dataset, self.splits, self.rows, self.split, self.ks = dataset, splits, rows, split, tuple(ks)
         self.exclude_seen, self.progress = exclude_seen, progress
         self.later_than_test = later_than_test(dataset, splits)
         self.facts = gather_facts(dataset, splits, rows, sequences=sequences, embeddings=embeddings)
@@ -76,6 +76,7 @@ class Scoring:
         name: str,
         *,
         only: bool | None = None,
+        rows: Sequence[History] | None = None,
         items: int | None = None,
         labels: np.ndarray | None = None,
         batch_users: int = 2048,
@@ -91,6 +92,7 @@ class Scoring:
             recommender: model or baseline.
             name: of the system; under ``both`` the row without seen items gets `EXCLUDED_SUFFIX` behind it.
             only: one of `values`, for a system that was made for it; None scores all of them.
+            rows: the rows of the table, with more to their histories, such as times; None takes them as they are.
             items: size of the catalogue of its lists; None takes the dataset's.
             labels: ``(items,)`` numbers of its SIDs, see `profile`; None for a system without.
             batch_users: rows handed over at a time.
@@ -103,13 +105,13 @@ class Scoring:
         Raises:
             InputError: as `evaluate`.
         """
-        rows = []
+        made = []
         for exclude_seen, called in named_exclusions(name, self.exclude_seen):
             if only not in (None, exclude_seen):
                 continue
             found = evaluate(
                 recommender,
-                self.rows,
+                self.rows if rows is None else rows,
                 items=items or len(self.dataset.catalog),
                 ks=self.ks,
                 exclude_seen=exclude_seen,
@@ -118,10 +120,10 @@ class Scoring:
                 progress=self.progress if progress is None else progress,
             )
             row = result_row(found, **self._shared, exclude_seen=exclude_seen, **said)
-            rows.append(row | profile(found, self.facts, labels=labels))
+            made.append(row | profile(found, self.facts, labels=labels))
             self.evaluations.append(found)
-        self.results += rows
-        return rows
+        self.results += made
+        return made
 
     def notes(self) -> list[str]:
         """Return what a reader of the table should know of the split, a line each; mostly none."""

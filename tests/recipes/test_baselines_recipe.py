@@ -10,7 +10,9 @@ from pens_dataset import write_pens
 
 from llmrec.artifacts import read_json, write_json
 from llmrec.baselines import EASE, DenseText, Transitions
-from llmrec.data.folder import load_dataset
+from llmrec.data.folder import load_dataset, write_dataset
+from llmrec.data.interactions import Interactions
+from llmrec.data.items import Catalog
 from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import evaluate
@@ -162,3 +164,22 @@ def test_both_ways_with_seen_items_are_tuned_apart_and_stand_in_one_file(tmp_pat
         main([*flags, "--exclude_seen", str(value).lower(), "--output", str(alone)])
         (expected,) = read_results(alone)
         assert (row["metrics"], row["tuned"]) == (expected["metrics"], expected["tuned"])
+
+
+def test_a_baseline_that_reads_times_gets_them(tmp_path):
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(20), 6)
+    times = rng.permutation(len(users)) * 1000
+    interactions = Interactions.sort(
+        tuple(f"u{user}" for user in range(20)), users=users, items=rng.integers(0, 9, len(users)), timestamps=times
+    )
+    manifest = {"name": "x", "domain": "x", "source": "drawn", "licence": "none", "times": "seconds"}
+    ids = tuple(f"i{item}" for item in range(9))
+    write_dataset(tmp_path / "x", catalog=Catalog(ids, {"title": ids}), interactions=interactions, manifest=manifest)
+    settings = {"hstu": {"times": True, "epochs": 1, "dim": 8, "dropout": 0.3}}
+    out = tmp_path / "out.json"
+    flags = ["--dataset", str(tmp_path / "x"), "--names", "hstu", "--settings", json.dumps(settings), "--ks", "3"]
+    main([*flags, "--tune", "--limit_users", "12", "--device", "cpu", "--output", str(out)])
+    (row,) = read_results(out)
+    assert row["users"] == 12
+    assert row["settings"]["times"] is True
