@@ -20,8 +20,9 @@ import numpy as np
 
 from llmrec.baselines import ALL_BASELINES
 from llmrec.baselines.flags import add_baseline_flags, check_needs, data_to_fit, fit_asked, read_settings
-from llmrec.baselines.fusion import DEPTH, FUSIONS, check_depth
+from llmrec.baselines.fusion import FUSIONS, check_depth
 from llmrec.baselines.fusion_weights import tune_fusion
+from llmrec.baselines.remembered import DEPTH
 from llmrec.data.folder import load_dataset
 from llmrec.decoding.beam import SCORES
 from llmrec.decoding.recommender import LLMRecommender, checked_device

@@ -1,7 +1,5 @@
 """Several recommenders as one: by the places of items in their lists, or by a model's beams and other scores."""
 
-import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,101 +10,19 @@ import torch
 from torch import Tensor
 
 from llmrec.baselines.base import Baseline
+from llmrec.baselines.fuse_lists import (
+    CONSTANT,
+    beam_fusion,
+    check_constant,
+    check_length,
+    check_weights,
+    fuse_places,
+    pool_places,
+)
 from llmrec.baselines.item_scores import score_items
+from llmrec.baselines.remembered import DEPTH, Remembered
 from llmrec.errors import InputError
 from llmrec.evaluation.bridge import CatalogBridge
-from llmrec.evaluation.evaluator import repeated_places
-
-DEPTH = 50
-"""Items that a fusion asks of each part."""
-
-CONSTANT = 60.0
-"""Of reciprocal rank fusion, as its paper has it."""
-
-
-def reciprocal_rank_fusion(
-    lists: Sequence[np.ndarray], *, weights: Sequence[float], constant: float = CONSTANT, k: int
-) -> np.ndarray:
-    """Return the items that stand high in several lists.
-
-    An item scores the sum over the lists of ``weight / (constant + place)``, places counted from 1; a list without it
-    adds nothing. Scores that agree to 12 digits of the largest possible one are ties, and go to the lower row.
-
-    Args:
-        lists: ``(users, depth)`` item rows of each system, best first; -1 in an empty place. Depths may differ. An
-            item that stands twice in a list counts where it stands first, and the places behind keep their numbers.
-        weights: of each list, 0 or more; one of weight 0 is left out. Only their ratios matter.
-        constant: 0 or more; the larger it is, the less the first places stand out.
-        k: length of the fused lists, at least 1.
-
-    Returns:
-        ``(users, k)`` int64 rows, best first, distinct; -1 behind them where the lists hold fewer than ``k`` items.
-
-    Raises:
-        InputError: fewer than two lists, lists of other users, weights that are negative or all 0 or not one a list, a
-            constant below 0, or ``k`` below 1.
-
-    Paper: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion Outperforms Condorcet and Individual Rank Learning
-    Methods, SIGIR 2009, with constant 60. The weights are ours; all 1 is the paper.
-    """
-    if len(lists) < 2:
-        raise InputError(f"fusion: {len(lists)} list of items a user; give those of two systems or more")
-    users = {len(part) for part in lists}
-    if len(users) > 1:
-        raise InputError(f"fusion: lists of {sorted(users)} users; fuse systems that answered the same histories")
-    given = _check_weights(dict(enumerate(weights)), list(range(len(lists))))
-    _check_constant(constant)
-    _check_k(k)
-    return _fuse_places(*_pooled(lists), weights=list(given.values()), constant=constant, k=k)
-
-
-def beam_fusion(
-    rows: np.ndarray, beam_scores: np.ndarray, others: Sequence[np.ndarray], *, weights: Sequence[float], k: int
-) -> np.ndarray:
-    """Return a model's candidates in the order of their beam scores and other scores together.
-
-    Of a user's candidates, one scores ``softmax(w0 * beam score) * softmax(w1 * other score)`` and so on, each softmax
-    over these candidates. The order is that of ``w0 * beam score + w1 * other score``, which is what is computed, and
-    hangs on the ratio of the weights alone. Sums that agree to 9 decimals are ties, and go to the lower row.
-
-    Args:
-        rows: ``(users, depth)`` candidates, item rows, -1 in an empty place. Of an item that stands twice the first
-            place counts.
-        beam_scores: ``(users, depth)`` sums of log-probabilities; minus infinity in an empty place.
-        others: ``(users, depth)`` scores of the same candidates, one array a further system. Where one is minus
-            infinity, the system has no score: the lowest of the user's candidates stands for it, 0 where none has one.
-        weights: of the beam scores, then of each of ``others``, 0 or more.
-        k: length of the lists, at least 1.
-
-    Returns:
-        ``(users, k)`` int64 rows, best first, distinct; -1 behind them where there are fewer than ``k`` candidates.
-
-    Raises:
-        InputError: no other scores, arrays of other shapes, weights that are negative or all 0 or not one an array, or
-            ``k`` below 1.
-
-    Paper: Yang et al., Sparse Meets Dense: Unified Generative Recommendations with Cascaded Sparse-Dense
-    Representations (COBRA), arXiv 2503.02453: BeamFusion, with temperatures tau of the beams and psi of the cosines.
-    There a SID is a coarse category of many items, a beam's cosines are to a vector that the model generated for this
-    very beam, and only the nearest items within its SID are candidates. Our models generate no vectors: the other
-    score is any baseline's (cosines of text embeddings with ``dense_text``), the same for all beams, and the
-    candidates are the items of the beams.
-    """
-    if not others:
-        raise InputError("beam_fusion: there are beam scores alone; give the scores of another system beside them")
-    for scores in (beam_scores, *others):
-        if scores.shape != rows.shape:
-            raise InputError(f"beam_fusion: scores of shape {scores.shape} for candidates of shape {rows.shape}")
-    given = _check_weights(dict(enumerate(weights)), list(range(len(others) + 1)))
-    _check_k(k)
-    real = (rows >= 0) & ~repeated_places(rows) & (beam_scores > -np.inf)
-    total = np.zeros(rows.shape)
-    for weight, scores in zip(given.values(), (beam_scores, *others), strict=True):
-        if weight:
-            total += weight * _filled(scores, real)
-    ordered = np.argsort(rows, axis=1, kind="stable")
-    scores = np.where(real, np.round(total, 9), -np.inf)
-    return _best_rows(np.take_along_axis(rows, ordered, 1), np.take_along_axis(scores, ordered, 1), k)
 
 
 @dataclass(frozen=True)
@@ -163,7 +79,7 @@ class Fusion(ABC):
         if depth < 1:
             raise InputError(f"fusion: depth {depth}; ask at least 1 item of each part")
         self.parts = dict(parts)
-        self.weights = _check_weights(dict.fromkeys(parts, 1.0) if weights is None else weights, list(parts))
+        self.weights = check_weights(dict.fromkeys(parts, 1.0) if weights is None else weights, list(parts))
         self.depth = depth
         self.items = check_one_catalog(parts)
         """Size of the catalogue, of all parts together: what `evaluate` takes as ``items``."""
@@ -219,7 +135,7 @@ class Fusion(ABC):
 
     def check_length(self, k: int) -> None:
         """Raise `InputError` when lists of ``k`` cannot be made."""
-        _check_k(k)
+        check_length(k)
         if k > self.depth:
             raise InputError(f"k {k}: depth {self.depth} items are asked of each part; raise depth to {k} or more")
 
@@ -252,7 +168,7 @@ class RankFusion(Fusion):
         depth: int = DEPTH,
     ) -> None:
         super().__init__(parts, weights=weights, depth=depth)
-        _check_constant(constant)
+        check_constant(constant)
         self.constant = constant
 
     @property
@@ -263,12 +179,12 @@ class RankFusion(Fusion):
     def gather(self, histories: Sequence[Sequence[int]], *, exclude_seen: bool = False) -> Gathered:
         """Return the list of each part, and the places of all items in them."""
         lists = tuple(self._lists_of(name, histories, exclude_seen=exclude_seen) for name in self.parts)
-        return Gathered(lists, *_pooled(lists))
+        return Gathered(lists, *pool_places(lists))
 
     def fuse(self, gathered: Gathered, k: int) -> np.ndarray:
         """Return ``(users, k)`` fused rows."""
         weights = [self.weights[name] for name in self.parts]
-        return _fuse_places(gathered.rows, gathered.scores, weights=weights, constant=self.constant, k=k)
+        return fuse_places(gathered.rows, gathered.scores, weights=weights, constant=self.constant, k=k)
 
 
 class BeamFusion(Fusion):
@@ -325,55 +241,6 @@ class BeamFusion(Fusion):
 FUSIONS: dict[str, type[Fusion]] = {"rrf": RankFusion, "beam_fusion": BeamFusion}
 
 
-class Remembered:
-    """A recommender that keeps its answers, so that measuring it alone and in a fusion costs one search.
-
-    Args:
-        part: the recommender.
-        depth: items that are asked of it at a time, whatever is asked for.
-    """
-
-    def __init__(self, part: Any, *, depth: int = DEPTH) -> None:
-        self.part = part
-        self.depth = depth
-        self.seconds = 0.0
-        """Time spent in the part so far."""
-        self.items: int | None = getattr(part, "items", None)
-        """Size of the part's catalogue, where it says it."""
-        self._answers: dict[Any, tuple[np.ndarray, np.ndarray | None]] = {}
-        if hasattr(part, "rank"):
-            self.rank = self._rank
-
-    def recommend(self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False) -> Tensor:
-        """Return the first ``k`` of the part's list of ``depth``, or of ``k`` where that is more."""
-        return self._answer(histories, k, exclude_seen)[0]
-
-    def _rank(
-        self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        rows, scores = self._answer(histories, k, exclude_seen)
-        assert scores is not None
-        return rows, scores
-
-    def _answer(self, histories: Sequence[Sequence[int]], k: int, exclude_seen: bool) -> tuple[Tensor, Tensor | None]:
-        keys = [(exclude_seen, tuple(history), getattr(history, "times", None)) for history in histories]
-        if not all(key in self._answers and len(self._answers[key][0]) >= k for key in keys):
-            started = time.perf_counter()
-            length = max(k, self.depth)
-            if hasattr(self.part, "rank"):
-                rows, scores = self.part.rank(histories, length, exclude_seen=exclude_seen)
-                kept = scores.cpu().numpy()
-            else:
-                rows, kept = self.part.recommend(histories, length, exclude_seen=exclude_seen), None
-            for place, (key, row) in enumerate(zip(keys, rows.cpu().numpy().astype(np.int32), strict=True)):
-                self._answers[key] = (row, None if kept is None else kept[place])
-            self.seconds += time.perf_counter() - started
-        found = [self._answers[key] for key in keys]
-        rows = torch.from_numpy(np.stack([row[:k] for row, _ in found]).astype(np.int64))
-        scored = [scores[:k] for _, scores in found if scores is not None]
-        return rows, torch.from_numpy(np.stack(scored)) if len(scored) == len(found) else None
-
-
 def check_one_catalog(parts: Mapping[str, Any]) -> int:
     """Return the size of the catalogue that recommenders share, items that a bundle alone knows included.
 
@@ -417,82 +284,3 @@ def check_depth(depth: int, histories: Sequence[Sequence[int]], *, items: int, e
     if depth > items - seen:
         held = f", and a history holds {seen} of them, which exclude_seen keeps out" if seen else ""
         raise InputError(f"depth {depth}: the catalogue has {items} items{held}; ask for at most {items - seen}")
-
-
-def _check_weights(weights: Mapping[Any, float], names: Sequence[Any]) -> dict[Any, float]:
-    if list(weights) != list(names) and set(weights) != set(names):
-        raise InputError(
-            f"fusion: weights of {', '.join(map(str, weights))}; give one for each of {', '.join(map(str, names))}"
-        )
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise InputError(f"fusion: weight {weight} of {name}; 0 or more")
-    if not any(weights.values()):
-        raise InputError("fusion: all weights are 0; give at least one part a weight above 0")
-    return {name: float(weights[name]) for name in names}
-
-
-def _check_constant(constant: float) -> None:
-    if not 0 <= constant < math.inf:
-        raise InputError(f"fusion: constant {constant}; 0 or more, such as {CONSTANT:.0f}")
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise InputError(f"k {k}: lists hold at least 1 item")
-
-
-def _filled(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Return ``(users, depth)`` scores, the user's lowest where there is none, and 0 in places that hold no item."""
-    has = real & (scores > -np.inf)
-    lowest = np.where(has, scores, np.inf).min(axis=1, keepdims=True)
-    lowest = np.where(np.isinf(lowest), 0.0, lowest)
-    return np.where(has, scores, np.where(real, lowest, 0.0)).astype(np.float64)
-
-
-def _pooled(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Return all items of some lists and where each list has them; it takes longer than trying weights on it.
-
-    Returns:
-        ``(users, candidates)`` int32 rows, a user's in ascending order, -1 in places that hold none: as many as there
-        are places in all lists, so that batches fit together; and for each list
-        ``(users, candidates)`` float32 places from 1, infinite where the list does not have the item.
-    """
-    pooled = np.concatenate(lists, axis=1).astype(np.int32)
-    order = np.argsort(pooled, axis=1, kind="stable")
-    ordered = np.take_along_axis(pooled, order, 1)
-    first = np.ones(pooled.shape, dtype=bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    candidate = np.empty(pooled.shape, dtype=np.int64)  # of each place of the lists, among the user's
-    np.put_along_axis(candidate, order, np.cumsum(first, axis=1) - 1, 1)
-    users = np.arange(len(pooled))[:, None]
-    rows = np.full(pooled.shape, -1, dtype=np.int32)
-    rows[users, candidate] = pooled
-    places, start = [], 0
-    for part in lists:
-        found = np.full(rows.shape, np.inf, dtype=np.float32)
-        # From the last place to the first, so that the first stays where an item stands twice
-        for place in reversed(range(part.shape[1])):
-            found[users[:, 0], candidate[:, start + place]] = place + 1
-        found[rows < 0] = np.inf
-        places.append(found)
-        start += part.shape[1]
-    return rows, tuple(places)
-
-
-def _fuse_places(
-    rows: np.ndarray, places: Sequence[np.ndarray], *, weights: Sequence[float], constant: float, k: int
-) -> np.ndarray:
-    scores = np.zeros(rows.shape)
-    for weight, found in zip(weights, places, strict=True):
-        # Scaled so that the best score is 1, whatever the constant
-        scores += weight / sum(weights) * (constant + 1) / (constant + found.astype(np.float64))
-    return _best_rows(rows, np.where(scores > 0, np.round(scores, 12), -np.inf), k)
-
-
-def _best_rows(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
-    """Return ``(users, k)`` rows by score; ``rows`` ascend, so that among equals the lower comes first."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = np.where(np.take_along_axis(scores, best, 1) > -np.inf, np.take_along_axis(rows, best, 1), -1)
-    empty = np.full((len(rows), k - found.shape[1]), -1)
-    return np.concatenate([found, empty], axis=1).astype(np.int64)

@@ -9,15 +9,10 @@ from reference.slow_baselines import slow_beam_fusion, slow_rank_fusion
 
 from llmrec.baselines import EASE, DenseText, Popularity, Transitions
 from llmrec.baselines.context import FitContext
-from llmrec.baselines.fusion import (
-    BeamFusion,
-    RankFusion,
-    Remembered,
-    beam_fusion,
-    check_one_catalog,
-    reciprocal_rank_fusion,
-)
+from llmrec.baselines.fuse_lists import beam_fusion, reciprocal_rank_fusion
+from llmrec.baselines.fusion import BeamFusion, RankFusion, check_one_catalog
 from llmrec.baselines.item_scores import score_items
+from llmrec.baselines.remembered import Remembered
 from llmrec.errors import InputError
 from llmrec.evaluation.bridge import CatalogBridge
 
