@@ -17,7 +17,7 @@ from llmrec.evaluation.metrics import as_array, ranks_of, summarize
 INVALID_LISTS = ("refuse", "count")
 BOTH = "both"
 EXCLUDED_SUFFIX = " (seen excluded)"
-"""What `evaluate_exclusions` adds to the name of a system whose lists leave seen items out."""
+"""What `named_exclusions` adds to the name of a system whose lists leave seen items out."""
 
 
 class Recommender(Protocol):
@@ -251,36 +251,6 @@ def exclusions(exclude_seen: bool | str, rows: Sequence[History]) -> tuple[bool,
             "when seen items are left out; choose true or false"
         )
     return (False, True)
-
-
-def evaluate_exclusions(
-    recommender: Recommender,
-    rows: Sequence[History],
-    *,
-    exclude_seen: bool | str = BOTH,
-    name: str = "model",
-    **settings: Any,
-) -> list[tuple[bool, Evaluation]]:
-    """Score with seen items kept and left out, each named, or one of the two.
-
-    Args:
-        recommender: model or baseline.
-        rows: histories with their targets.
-        exclude_seen: True, False or ``both``.
-        name: of the system; of two results the one without seen items gets `EXCLUDED_SUFFIX` behind it.
-        settings: further keywords of `evaluate`.
-
-    Returns:
-        A pair for each value: whether seen items were left out, and what was found.
-
-    Raises:
-        InputError: as `exclusions` and `evaluate`.
-    """
-    exclusions(exclude_seen, rows)
-    return [
-        (value, evaluate(recommender, rows, exclude_seen=value, name=called, **settings))
-        for value, called in named_exclusions(name, exclude_seen)
-    ]
 
 
 def named_exclusions(name: str, exclude_seen: bool | str) -> list[tuple[bool, str]]:

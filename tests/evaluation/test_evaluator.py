@@ -8,7 +8,7 @@ import torch
 
 from llmrec.data.splits import History
 from llmrec.errors import InputError
-from llmrec.evaluation.evaluator import evaluate, evaluate_exclusions, exclusions, time_requests
+from llmrec.evaluation.evaluator import evaluate, exclusions, named_exclusions, time_requests
 from llmrec.evaluation.latency import Latency
 
 ROWS = [History(0, (1, 2), 5), History(1, (3,), 0), History(2, (4, 0), 2)]
@@ -129,13 +129,13 @@ class Seen(Fixed):
         )
 
 
-def test_seen_items_kept_and_left_out_in_one_call():
-    pairs = evaluate_exclusions(Seen(), ROWS, name="model", items=8, ks=(4,), progress=False)
-    assert [(value, found.name) for value, found in pairs] == [(False, "model"), (True, "model (seen excluded)")]
+def test_seen_items_kept_and_left_out_have_names_of_their_own():
+    assert named_exclusions("model", True) == [(True, "model")]
+    named = named_exclusions("model", "both")
+    assert named == [(False, "model"), (True, "model (seen excluded)")]
+    found = [evaluate(Seen(), ROWS, exclude_seen=value, items=8, ks=(4,), progress=False) for value, _ in named]
     # Kept, lists are 0 1 2 3; left out, 0 3 4 5, then 0 1 2 4, then 1 2 3 5: targets 5, 0 and 2.
-    assert [found.ranks.tolist() for _, found in pairs] == [[-1, 0, 2], [3, 0, 1]]
-    [(value, found)] = evaluate_exclusions(Seen(), ROWS, exclude_seen=True, items=8, ks=(4,), progress=False)
-    assert (value, found.name, found.ranks.tolist()) == (True, "model", [3, 0, 1])
+    assert [evaluation.ranks.tolist() for evaluation in found] == [[-1, 0, 2], [3, 0, 1]]
 
 
 def test_both_is_for_datasets_that_never_repeat_an_item():
