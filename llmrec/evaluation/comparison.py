@@ -1,5 +1,6 @@
 """Systems side by side: every mean with its interval, every difference with its interval and p."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,8 @@ from llmrec.evaluation.significance import (
     pooled_difference,
     randomisation_test,
 )
+
+logger = logging.getLogger(__name__)
 
 RANDOMISATION = "randomisation"
 TWO_WAY = "two-way t"
@@ -220,6 +223,12 @@ def compare_runs(
     for metric in metrics:
         for run in runs:
             run.values(metric)  # what cannot be computed is refused before any work
+    if chosen and 0 < level < 1 and len(chosen) / (samples + 1) >= 1 - level:
+        least = int(len(chosen) / (1 - level)) + 1
+        logger.warning(
+            "comparison of %d pairs with %d samples: no p that is drawn can earn a mark; %d samples are the least",
+            len(chosen), samples, least,
+        )  # fmt: skip
     settings = {"samples": samples, "seed": seed, "level": level}
     scores, pairs = [], []
     total = len(metrics) * (len(systems) + len(chosen))

@@ -92,6 +92,15 @@ def test_all_of_it_is_json():
     assert {"metric", "a", "b", "interval", "p", "adjusted", "test", "mark"} == set(found["pairs"][0])
 
 
+def test_too_few_samples_for_so_many_pairs_are_said(caplog):
+    # 15 pairs: the least p that can be drawn from 200 samples is 1/201, and 15/201 is above .05; 15/301 is not.
+    runs = [run(f"m{number}", ranks(number, 0.2, users=20)) for number in range(6)]
+    compare_runs(runs, metrics=["recall@10"], samples=300)
+    assert not caplog.records
+    compare_runs(runs, metrics=["recall@10"], samples=200)
+    assert "15 pairs with 200 samples: no p that is drawn can earn a mark; 301 samples are the least" in caplog.text
+
+
 def test_one_system_has_no_pairs():
     found = compare_runs([A], metrics=["recall@10"])
     assert (len(found.scores), found.pairs) == (1, ())
