@@ -2,14 +2,26 @@
 
 import ast
 import importlib
+import random
 import re
 import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+
+from llmrec.baselines import ALL_BASELINES
+from llmrec.data.items import Catalog
+from llmrec.data.splits import History
+from llmrec.evaluation.evaluator import evaluate
+from llmrec.registry import resolve
+from llmrec.sids.learn import make_sid_tokenizer
+from llmrec.sids.methods import load_sid_tokenizer
+from llmrec.tasks.mixture import TASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +29,8 @@ LAUNCHERS = ("accelerate launch", "torchrun")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -129,3 +142,54 @@ def test_the_demo_ends_with_commands_of_the_readme():
     lines = [line for line in command_lines(following) if line[0] in ("python", "accelerate")]
     assert len(lines) == 7
     assert [line for line in lines if line not in COMMANDS] == []
+
+
+PARTS = [block for block in blocks("python") if "push_to_hub" not in block]
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The three blocks of "Plug in your own", as the module that the text makes of them."""
+    (tmp_path / "my_parts.py").write_text("\n".join(PARTS), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    return importlib.import_module("my_parts")
+
+
+def test_your_own_parts_take_ten_lines_each():
+    assert len(PARTS) == 3
+    assert max(len([line for line in block.splitlines() if line]) for block in PARTS) <= 10
+
+
+def test_your_own_sid_tokenizer_works(parts: ModuleType, tmp_path: Path):
+    near = torch.nn.functional.normalize(torch.randn(1, 32, generator=torch.Generator().manual_seed(1)))
+    others = torch.randn(400, 32, generator=torch.Generator().manual_seed(2))
+    embeddings = torch.cat([near, near + 1e-6, others])
+    tokenizer = make_sid_tokenizer("my_parts:Projections", levels=3, codebook_size=[16], method_args={}, seed=0)
+    assert isinstance(tokenizer, parts.Projections)
+    codes = tokenizer.fit_encode(embeddings)
+    assert codes[0].tolist() == codes[1].tolist()
+    assert (codes.shape, int(codes.min()), int(codes.max())) == ((402, 3), 0, 15)
+    assert min(torch.bincount(codes[:, level], minlength=16).min() for level in range(3)) > 5  # 25 where all are even
+    tokenizer.save_pretrained(tmp_path / "fit")
+    assert torch.equal(load_sid_tokenizer(tmp_path / "fit").encode(embeddings), codes)
+
+
+def test_your_own_task_works(parts: ModuleType):
+    catalog = Catalog(("a", "b", "c"), {"title": ("x", "y", "z"), "brand": ("Alder", "", "Birch")})
+    vocab = type("Vocab", (), {"tokens": lambda _, row: f"<{row}>"})()
+    task = resolve("my_parts:brand_to_sid", TASKS, "task")
+    found = list(task(catalog, vocab, (), random.Random(0)))
+    assert [(example.prompt, example.completion, example.target) for example in found] == [
+        ("A product of Alder:", "<0>", 0),
+        ("A product of Birch:", "<2>", 2),
+    ]
+
+
+def test_your_own_baseline_works(parts: ModuleType):
+    fitted = resolve("my_parts:Again", ALL_BASELINES, "baseline")().fit([(0, 1, 1), (1, 2), (3,)], items=5)
+    # Counts are 1, 3, 1, 1, 0, so the popular order is 1, 0, 2, 3, 4
+    assert fitted.recommend([(2, 0), ()], 3).tolist() == [[0, 2, 1], [1, 0, 2]]
+    assert fitted.recommend([(2, 0), ()], 3, exclude_seen=True).tolist() == [[1, 3, 4], [1, 0, 2]]
+    rows = [History(0, (2, 0), 2), History(1, (3,), 4)]
+    assert evaluate(fitted, rows, items=5, ks=[3], name="again").ranks.tolist() == [1, -1]
