@@ -1,6 +1,7 @@
 """Systems side by side: every mean with its interval, every difference with its interval and p."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -224,7 +225,7 @@ def compare_runs(
         for run in runs:
             run.values(metric)  # what cannot be computed is refused before any work
     if chosen and 0 < level < 1 and len(chosen) / (samples + 1) >= 1 - level:
-        least = int(len(chosen) / (1 - level)) + 1
+        least = math.floor(len(chosen) / (1 - level) + 1e-6)
         logger.warning(
             "comparison of %d pairs with %d samples: no p that is drawn can earn a mark; %d samples are the least",
             len(chosen), samples, least,
