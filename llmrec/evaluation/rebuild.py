@@ -338,18 +338,30 @@ def _equal_ranks(rebuilt: Path, published: Path, name: str) -> float | None:
 
 
 def format_times(steps: Sequence[Step], measured: Mapping[str, float]) -> str:
-    """Return a table of stated and measured times; a step that was kept shows the time of the run that made it."""
+    """Return a table of times.
+
+    Args:
+        steps: in order, all done.
+        measured: seconds by name of the steps that ran now; one that was kept shows those of the run that made it.
+    """
     lines = [f"{'step':32}{'stated':>10}{'measured':>10}"]
-    total = {"stated": 0.0, "measured": 0.0}
+    taken = []
     for step in steps:
         before = read_json(step.record, "record of a step")["seconds"] if step.record.is_file() else None
-        seconds = measured.get(step.name, before)
-        stated = "-" if step.seconds is None else f"{step.seconds:.0f} s"
-        shown = "-" if seconds is None else f"{seconds:.0f} s"
-        lines.append(f"{step.name:32}{stated:>10}{shown:>10}{'' if step.name in measured else '   kept'}")
-        total["stated"] += step.seconds or 0
-        total["measured"] += seconds or 0
-    return "\n".join([*lines, f"{'all':32}{total['stated']:>8.0f} s{total['measured']:>8.0f} s"])
+        taken.append(measured.get(step.name, before))
+        kept = "" if step.name in measured else "   kept"
+        lines.append(f"{step.name:32}{_seconds(step.seconds)}{_seconds(taken[-1])}{kept}")
+    return "\n".join([*lines, f"{'all':32}{_seconds(_sum([step.seconds for step in steps]))}{_seconds(_sum(taken))}"])
+
+
+def _seconds(value: float | None) -> str:
+    return f"{'-' if value is None else f'{value:.0f} s':>10}"
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """A sum that is unknown where a part of it is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def format_comparison(rows: Sequence[Mapping[str, Any]]) -> str:
