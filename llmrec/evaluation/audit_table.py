@@ -23,7 +23,8 @@ def _column(audit: Mapping[str, Any]) -> dict[str, str]:
     features, overlap = audit["features"], audit["overlap"]
     bounds = {part["name"]: part["value"] for part in audit["verdict"]["shortcuts"]}
     memory = bounds["short memory"]
-    unseen = next(part["share"] for part in audit["target_popularity"]["valid"] if part["slice"] == "unseen")
+    targets = audit["target_popularity"]["valid"]
+    unseen = next(part["share"] for part in targets if part["slice"] == "unseen")
     by_design = " (by design)" if audit["protocol"] == "leave_one_out" else ""
     return {
         "verdict": f"**{audit['verdict']['words']}**",
@@ -48,6 +49,9 @@ def _column(audit: Mapping[str, Any]) -> dict[str, str]:
         "transition_graph when histories are shuffled": percent(heuristics["order"]["transition_graph"]["change"], 0),
         "Gini / share of the top 10 % of items": f"{audit['popularity']['gini']:.2f} / "
         f"{percent(audit['popularity']['top_10_percent'], 0)}",
+        "validation targets that are head / middle / tail, a third of training each": " / ".join(
+            percent(part["share"], 0) for part in targets if part["slice"] != "unseen"
+        ),
         "validation targets never taken in training": percent(unseen),
         "validation targets in their own history": percent(audit["repeats"]["targets"]["valid"]),
         "items that share a title": f"{audit['duplicates']['items_sharing']:,}",
