@@ -41,7 +41,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of samples and examples (default: 0)")
     parser.add_argument("--level", type=float, default=0.95, help="confidence (default: 0.95)")
     parser.add_argument("--correction", choices=tuple(CORRECTIONS), default="holm", help="for many tests")
-    parser.add_argument("--examples", type=int, default=EXAMPLES, help=f"worked examples (default: {EXAMPLES})")
+    parser.add_argument(
+        "--examples", type=int, default=EXAMPLES, help=f"worked examples, 0 for none (default: {EXAMPLES})"
+    )
     parser.add_argument("--check", metavar="TABLE", help="check a table of HR and NDCG, and compare nothing")
     for old in ("--a", "--b", "--metric"):  # how systems were named before there were several
         parser.add_argument(old, help=argparse.SUPPRESS)
@@ -49,6 +51,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.a or args.b or args.metric:
         wanted = " ".join(filter(None, [args.a or "A", args.b or "B", args.metric and f"--metrics {args.metric}"]))
         raise InputError(f"--a, --b and --metric are no more: write recipes/compare.py {wanted}")
+    for flag, low in (("samples", 1), ("examples", 0), ("seed", 0)):
+        if getattr(args, flag) < low:
+            raise InputError(f"--{flag} {getattr(args, flag)}: at least {low}")
+    if not 0 < args.level < 1:
+        raise InputError(f"--level {args.level}: between 0 and 1, such as 0.95")
     if not args.results and not args.check:
         raise InputError("no RESULTS: name at least one FILE.json or FILE.json:NAME, or give --check TABLE")
     return args
@@ -92,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if beside is None:
         return
     examples, left_out = None, {}
-    if dataset is not None:
+    if dataset is not None and not args.examples:
+        left_out = {"Worked examples": "--examples 0 asks for none"}
+    elif dataset is not None:
         # The first table's rows: those of the others are the same.
         metric = groups[0].comparison.metrics[-1]
         chosen, without = examples_of(groups[0].runs, dataset, metric=metric, examples=args.examples, seed=args.seed)

@@ -28,6 +28,7 @@ class LastItems:
     Args:
         recommender: what is asked; its lists must be filled.
         last: items that it sees; None shows all.
+        items: size of the catalogue, the most that is asked of it; None sets no limit.
 
     Raises:
         InputError: ``last`` below 1.
@@ -35,13 +36,14 @@ class LastItems:
 
     recommender: Recommender
     last: int | None
+    items: int | None = None
 
     def __post_init__(self) -> None:
         if self.last is not None and self.last < 1:
             raise InputError(f"audit: the last {self.last} items of a history; at least 1, or None for all")
 
     def recommend(self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False) -> Tensor:
-        """Return ``(users, k)`` int64 item rows, best first, as `Recommender` does."""
+        """Return ``(users, k)`` int64 item rows, best first; -1 behind them where fewer than ``k`` are unseen."""
         if self.last is None:
             return self.recommender.recommend(histories, k, exclude_seen=exclude_seen)
         ends = [history[-self.last :] for history in histories]
@@ -49,10 +51,12 @@ class LastItems:
             return self.recommender.recommend(ends, k)
         # Filtering a list of k + seen items leaves k: so many of a whole history can stand in it.
         longest = max(len(set(history)) for history in histories)
-        lists = self.recommender.recommend(ends, k + longest).numpy()
+        most = k + longest if self.items is None else min(k + longest, self.items)
+        lists = self.recommender.recommend(ends, most).numpy()
         whole = Histories.of([History(user, tuple(history), -1) for user, history in enumerate(histories)])
         seen = whole.contain(lists, items=int(lists.max(initial=0)) + int(whole.items.max(initial=0)) + 1)
-        order = np.argsort(seen | (lists < 0), axis=1, kind="stable")[:, :k]
+        lists = np.where(seen, -1, lists)
+        order = np.argsort(lists < 0, axis=1, kind="stable")[:, :k]
         return torch.from_numpy(np.take_along_axis(lists, order, axis=1))
 
 
@@ -105,7 +109,7 @@ def history_dependence(
         best: tuple[str, Evaluation] | None = None
         for name, recommender in variants.items():
             shown = evaluate(
-                LastItems(recommender, last), rows, items=items, ks=(CUT,), exclude_seen=exclude_seen,
+                LastItems(recommender, last, items), rows, items=items, ks=(CUT,), exclude_seen=exclude_seen,
                 name=f"{name}, last {last or 'all'}", progress=progress, keep_lists=False,
             )  # fmt: skip
             if best is None or shown.metrics[f"ndcg@{CUT}"] > best[1].metrics[f"ndcg@{CUT}"]:

@@ -72,6 +72,12 @@ class _Cell:
     value: float
     slack: float
     digits: int
+    per_cent: bool = False
+    """Whether a per cent sign stands behind it."""
+
+    def as_share(self) -> "_Cell":
+        """Return what has a per cent sign as a share, and all else as it is."""
+        return _Cell(self.value / 100, self.slack / 100, self.digits + 2) if self.per_cent else self
 
 
 NOTHING = _Cell(0.0, 0.0, 0)
@@ -89,7 +95,8 @@ def check_table(rows: Sequence[Mapping[str, Any]], *, exact: bool = False) -> li
     Args:
         rows: a mapping a row: a name under ``name``, ``model``, ``method`` or ``system``, and numbers or their texts
             under ``recall@5``, ``HR@10``, ``ndcg@10`` and so on. Shares or per cent; other columns are not looked at.
-            An empty cell or a dash is none.
+            An empty cell or a dash is none. Where numbers with a per cent sign stand beside ones without, those
+            without are shares, unless one of the table is above 1: then they are per cent too.
         exact: numbers are not rounded; otherwise as many digits count as are written.
 
     Returns:
@@ -98,13 +105,18 @@ def check_table(rows: Sequence[Mapping[str, Any]], *, exact: bool = False) -> li
     Raises:
         InputError: a cell that is no number, a metric twice in a row, or a table without any metric.
     """
-    findings, known = [], 0
+    named: list[tuple[str, dict[str, dict[int, _Cell]]]] = []
     for number, row in enumerate(rows):
         name = next((str(row[key]) for key in row if str(key).strip().lower() in NAMES), f"row {number}")
-        table = _cells(row, name, exact=exact)
-        known += sum(len(cells) for cells in table.values())
+        named.append((name, _cells(row, name, exact=exact)))
+    cells = [cell for _, table in named for row in table.values() for cell in row.values()]
+    bare = [cell.value for cell in cells if not cell.per_cent]
+    findings = []
+    for name, table in named:
+        if bare and max(bare) <= 1:
+            table = {metric: {cut: cell.as_share() for cut, cell in row.items()} for metric, row in table.items()}
         findings += [finding for _, finding in sorted(_check_row(name, table), key=lambda found: found[0])]
-    if not known:
+    if not cells:
         raise InputError(
             f"table of {len(rows)} rows: no cell under a metric; name columns recall@5, ndcg@5 and so on, or HR@5 "
             "and N@5"
@@ -182,7 +194,8 @@ def _cell(text: str, name: str, column: str, *, exact: bool) -> _Cell:
         raise InputError(f"{column!r} of {name!r} is {text!r}; write a number that is not negative, such as 0.0423")
     plain = text.strip("*% ")
     digits = max(0, len(number[2] or "") - int(number[3] or 0))
-    return _Cell(float(plain), 0.0 if exact else 0.5 * 10.0**-digits, min(digits, 6) if exact else digits)
+    slack = 0.0 if exact else 0.5 * 10.0**-digits
+    return _Cell(float(plain), slack, min(digits, 6) if exact else digits, "%" in text)
 
 
 def _check_row(name: str, table: Mapping[str, Mapping[int, _Cell]]) -> Iterator[tuple[tuple[str, int], Finding]]:

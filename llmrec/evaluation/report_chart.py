@@ -8,7 +8,8 @@ from llmrec.errors import InputError
 from llmrec.evaluation.report_html import NOTHING, Cell, Markup, element, number_cell, table
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 58, 34, 12, 44
+# RIGHT is half of the widest tick's text, for the last tick can stand at the very end
 TICKS = 5
 Placing = Callable[[float], float]
 """From a number on an axis to its place in the picture."""

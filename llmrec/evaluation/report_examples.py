@@ -18,6 +18,8 @@ SHOWN_PLACES = 10
 AT_RANDOM = "at random"
 DIFFERING = "where systems differ most"
 TITLE_LENGTH = 120
+MOST_ACROSS = 4
+"""Columns of an example that a page has room for; more of them stand in a row that scrolls."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,14 @@ def _example(number: int, example: Example, titles: Sequence[str]) -> Markup:
         listing = element("ol", *lines) if lines else element("p", "an empty list")
         blocks.append(element("div", element("h4", name), element("p", where, class_="small"), listing))
     head = element("h3", f"{number}. Row {example.row}, chosen {example.chosen}")
-    return element("article", head, element("div", *blocks, class_="lists"), class_="example")
+    if len(blocks) <= MOST_ACROSS:
+        return element("article", head, element("div", *blocks, class_="lists"), class_="example")
+    # In lines of four, a system would stand below the others and no longer beside them.
+    across = f"grid-template-columns: repeat({len(blocks)}, minmax(11rem, 1fr))"
+    row = element("div", *blocks, class_="lists", style=across)
+    said = f"Example {number}"
+    scrolled = element("div", row, class_="scroll", tabindex="0", role="region", aria_label=said)
+    return element("article", head, scrolled, class_="example")
 
 
 def _title(item: int, titles: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], of: str = "")
     """Return the metrics of parts of the rows: a table a slicing and metric, a column a system.
 
     An empty slice is shown as empty, never as zero. Behind a mean stands half its 95 % interval, by the spread between
-    rows.
+    rows; the number of rows where they do not differ, such as in a slice without a hit.
 
     Args:
         runs: systems; those without slices are left out.
@@ -148,7 +148,8 @@ def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], of: str = "")
     if not parts:
         return None
     words = (
-        "± is half of the 95 % interval of the mean, by the spread between rows. A bar is a share of the table's best."
+        "± is half of the 95 % interval of the mean, by the spread between rows; where all rows are equal, as in a "
+        "slice without a hit, there is none, and their number stands instead. A bar is a share of the table's best."
     )
     return section(f"Slices{of}", *parts, element("p", words, class_="small"), id_=anchor("slices", of))
 
@@ -183,7 +184,8 @@ def _slice_cell(part: Mapping[str, Any] | None, metric: str, best: float) -> Cel
     mean, error = part["metrics"][metric], part["standard_errors"].get(metric)
     if mean is None:
         return Cell(EMPTY_SLICE, kind="small")
-    text = f"{mean:.4f} \u00b1{1.96 * error:.4f}" if error else f"{mean:.4f}"
+    # Where all rows are equal, their spread says nothing; how few they are does.
+    text = f"{mean:.4f} \u00b1{1.96 * error:.4f}" if error else f"{mean:.4f} of {part['rows']:,}"
     return Cell(text, mean, share=mean / best)
 
 

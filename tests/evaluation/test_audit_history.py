@@ -49,6 +49,19 @@ def test_exclusion_equals_that_of_a_longer_list(last: int):
     ]  # fmt: skip
 
 
+def test_no_more_is_asked_than_the_catalogue_holds():
+    # 30 items, 25 of them seen: 6 + 25 are more than there are, and five are left.
+    sequences = [tuple(range(25)), (3, 4, 29), (29, 28, 27)]
+    model = ItemKNN().fit(sequences, items=ITEMS)
+    found = LastItems(model, 2, ITEMS).recommend(sequences[:2], 6, exclude_seen=True).tolist()
+    ranked = model.recommend([history[-2:] for history in sequences[:2]], ITEMS).tolist()
+    assert found[0] == [*(item for item in ranked[0] if item >= 25), -1]
+    assert found[1] == [item for item in ranked[1] if item not in (3, 4, 29)][:6]
+    rows = [History(0, tuple(range(20)), 25)]
+    deep = history_dependence({"knn": model}, rows, items=ITEMS, exclude_seen=True, lasts=(1, 2), progress=False)
+    assert [part["last"] for part in deep] == [1, 2]
+
+
 def test_no_items_are_no_end_of_a_history():
     with pytest.raises(InputError, match="the last 0 items of a history; at least 1, or None for all"):
         LastItems(Echo(), 0)

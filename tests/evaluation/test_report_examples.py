@@ -14,6 +14,7 @@ from llmrec.evaluation.evaluator import evaluate
 from llmrec.evaluation.report_examples import (
     AT_RANDOM,
     DIFFERING,
+    Example,
     choose_rows,
     examples_of,
     examples_section,
@@ -97,6 +98,19 @@ def test_examples_by_hand(pens: Path, tmp_path: Path):
     assert "&lt;script&gt;alert(&#x27;x&#x27;)" in drawn
     assert "place 2" in drawn
     assert "not in the list" in drawn
+
+
+def test_many_systems_stay_side_by_side():
+    lists = {f"s{number}": np.arange(3) for number in range(5)}
+    few = {name: lists[name] for name in ("s0", "s1")}
+    titles = ["a", "b", "c"]
+    for shown, columns in ((few, None), (lists, 6)):
+        example = Example(0, "at random", (0, 1), 2, shown, dict.fromkeys(shown, 2))
+        drawn = examples_section([example], titles, seed=0, metric="ndcg@5")
+        assert drawn is not None
+        assert ('class="scroll"' in drawn) == (columns is not None)
+        if columns:
+            assert drawn.count(f"grid-template-columns: repeat({columns}, ") == 1
 
 
 def test_what_does_not_fit_is_refused(pens: Path, tmp_path: Path):

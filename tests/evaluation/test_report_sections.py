@@ -85,13 +85,15 @@ def slice_row(label: str, rows: int, value: float | None, error: float | None) -
 
 def test_an_empty_slice_is_empty_and_not_zero():
     parts = [slice_row("few", 1200, 0.5, 0.1), slice_row("many", 0, None, None), slice_row("one", 1, 0.0, None)]
+    parts.append(slice_row("none hit", 1500, 0.0, 0.0))
     drawn = slices_section([a_run(slices={"history_length": parts})], metrics=["recall@10", "ndcg@10"])
     assert drawn is not None
     assert "recall@10 by length of the history" in drawn
     assert "ndcg@10" not in drawn  # the rows do not hold it
     assert '<td class="bar" data-value="0.5" style="--share: 100.0%">0.5000 ±0.1960</td>' in drawn
     assert f'<td class="small">{EMPTY_SLICE}</td>' in drawn
-    assert '<td class="bar" data-value="0.0" style="--share: 0.0%">0.0000</td>' in drawn
+    assert '<td class="bar" data-value="0.0" style="--share: 0.0%">0.0000 of 1</td>' in drawn
+    assert ">0.0000 of 1,500<" in drawn  # not one hit, and so no spread
     assert 'title="so &lt;few&gt;"' in drawn
     assert "1,200" in drawn
     assert slices_section([a_run()], metrics=["recall@10"]) is None

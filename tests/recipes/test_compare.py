@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pens_dataset import write_pens
 
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import Evaluation
@@ -124,6 +125,10 @@ def test_what_is_wrong_is_one_clear_line(tmp_path):
         ([one, "--bundles", f"m={tmp_path / 'none'}", "--output", str(tmp_path / "c.html")], "bundle 'm'"),
         ([one, "--dataset", str(tmp_path / "none")], "no such dataset folder"),
         ([], "no RESULTS: name at least one FILE.json"),
+        ([one, "--samples", "0"], "--samples 0: at least 1"),
+        ([one, "--examples", "-1"], "--examples -1: at least 0"),
+        ([one, "--seed", "-1"], "--seed -1: at least 0"),
+        ([one, "--level", "1"], "--level 1.0: between 0 and 1"),
         (["--a", "x:1", "--b", "y:2", "--metric", "ndcg@10"], "write recipes/compare.py x:1 y:2 --metrics ndcg@10"),
     ):
         with pytest.raises(InputError) as raised:
@@ -135,6 +140,13 @@ def test_what_is_wrong_is_one_clear_line(tmp_path):
     (tmp_path / "c.comparison.ranks.parquet").write_bytes((tmp_path / "x.ranks.parquet").read_bytes())
     with pytest.raises(InputError, match=r"c\.comparison\.json is among the RESULTS and would be lost"):
         main([str(beside), "--output", str(tmp_path / "c.html")])
+
+
+def test_no_examples_when_none_are_asked_for(tmp_path):
+    file = results_file(tmp_path / "x.json", a=[3])
+    flags = ["--dataset", str(write_pens(tmp_path / "pens")), "--output", str(tmp_path / "c.html")]
+    main([file, *flags, "--examples", "0", "--samples", "20"])
+    assert "Worked examples: --examples 0 asks for none" in (tmp_path / "c.html").read_text()
 
 
 def test_a_table_is_checked(tmp_path, capsys):
