@@ -74,6 +74,10 @@ def test_equal_systems_are_not_told_apart_more_often_than_stated():
 
 
 def test_pooled_seeds_cover_the_truth_and_one_seed_does_not_where_trainings_differ():
-    for name, row in measured("seeds").items():
-        assert row["pool_seeds"] >= 0.93, name
-        assert row["pooled_difference"] >= 0.93, name
+    rows = measured("seeds")
+    assert len(rows) == len(check.SEEDS) * len(check.MOVES) * len(check.USERS)
+    for name, row in rows.items():
+        assert row["pool_seeds"] >= 0.935, name
+        assert row["pooled_difference"] >= 0.935, name
+        if "spread 0.05" in name and "5000 users" in name:
+            assert max(row["one seed alone"], row["one seed of each"]) < 0.85, name
