@@ -33,9 +33,9 @@ python data_prep/embed_behaviour.py --dataset data/office --out data/office/beha
 python data_prep/fuse_embeddings.py --views data/office/embeddings.safetensors data/office/behaviour.safetensors \
 --out data/office/fused.safetensors
 python data_prep/learn_sids.py      --dataset data/office --embeddings data/office/fused.safetensors \
---levels 3 --codebook_size 256 --unique append_rank --seed 0 --out data/office/sids
+--levels 3 --codebook_size 256 --unique assign_optimal --seed 0 --out data/office/sids
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py \
---config recipes/configs/office/sft_small-qwen3_full.yaml
+--config recipes/configs/office/sft_small-qwen3-2l_full.yaml
 python recipes/evaluate.py  --model runs/office --dataset data/office --split test --ks 5 10 --num_beams 20 \
 --output runs/office-results.json
 """
