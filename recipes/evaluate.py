@@ -19,6 +19,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from llmrec.decoding.beam import SCORES
 from llmrec.decoding.recommender import LLMRecommender, checked_device
 from llmrec.errors import run_command
 from llmrec.evaluation.bridge import CatalogBridge
+from llmrec.evaluation.bundle_row import bundle_said
 from llmrec.evaluation.flags import add_evaluation_flags, check_ks, rows_to_score, system_names
-from llmrec.evaluation.leaks import bundle_leaks, embedding_leaks
+from llmrec.evaluation.leaks import embedding_leaks
 from llmrec.evaluation.new_items import bring_new_items, by_target, format_new_items
 from llmrec.evaluation.results import check_output, format_table
 from llmrec.evaluation.scoring import Scoring
@@ -44,6 +46,8 @@ from llmrec.registry import resolve
 
 MODEL_BATCH_USERS = 8192
 """Rows that the model gets at a time: enough for many processes to share."""
+PATIENCE = timedelta(days=7)
+"""How long processes wait for the first one, which fits and tunes baselines; the default is minutes."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_needs(kinds, embeddings=args.embeddings)
     dataset = load_dataset(args.dataset)
     check_ks(args.ks, len(dataset.catalog))
-    state = PartialState(cpu=args.device == "cpu")
+    state = PartialState(cpu=args.device == "cpu", timeout=PATIENCE)
     main_process = state.is_main_process
 
     device = checked_device(state.device if state.num_processes > 1 else args.device)
@@ -109,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     scoring = Scoring(
         dataset, splits, rows, split=args.split, ks=args.ks, exclude_seen=args.exclude_seen,
-        embeddings=args.embeddings, sequences=data.sequences, progress=main_process,
+        embeddings=args.embeddings, sequences=data.sequences, progress=main_process, timing=main_process,
     )  # fmt: skip
     leaks = None if args.embeddings is None else embedding_leaks(args.embeddings, dataset, splits)
     if main_process:  # it alone writes; the others wait where the model is asked
@@ -121,15 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels=sid_labels(table, dataset.catalog.item_ids),
         batch_users=MODEL_BATCH_USERS,
         progress=False,
-        score=args.score,
-        num_beams=max(args.num_beams, *args.ks),
-        seed=model.info.get("seed"),
-        model=args.model,
-        revision=args.revision,
-        max_history=model.form.max_history,
-        unknown_items=args.unknown_items,
-        leaks=bundle_leaks(model.info, table, protocol=protocol, dataset=dataset, splits=splits),
-    )
+        **bundle_said(
+            model, source=args.model, revision=args.revision, k=max(args.ks), unknown_items=args.unknown_items,
+            dataset=dataset, splits=splits,
+        ),
+    )  # fmt: skip
     if new is not None:
         targets = np.array([row.target for row in rows])
         for result, evaluation in zip(scoring.results, scoring.evaluations, strict=True):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from llmrec.baselines import ALL_BASELINES
+from llmrec.baselines.fitting import rows_for
 from llmrec.baselines.flags import add_baseline_flags, check_needs, data_to_fit, fit_asked, read_settings
 from llmrec.baselines.fusion import FUSIONS, check_depth
 from llmrec.baselines.fusion_weights import tune_fusion
@@ -28,8 +29,9 @@ from llmrec.decoding.beam import SCORES
 from llmrec.decoding.recommender import LLMRecommender, checked_device
 from llmrec.errors import InputError, run_command
 from llmrec.evaluation.bridge import CatalogBridge
+from llmrec.evaluation.bundle_row import bundle_said
 from llmrec.evaluation.flags import add_evaluation_flags, check_ks, rows_to_score, system_names
-from llmrec.evaluation.leaks import bundle_leaks, embedding_leaks
+from llmrec.evaluation.leaks import embedding_leaks
 from llmrec.evaluation.results import check_output, format_table
 from llmrec.evaluation.scoring import Scoring
 from llmrec.registry import resolve
@@ -83,26 +85,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.model, revision=args.revision, device=device, num_beams=args.num_beams, score=args.score,
             max_tokens_per_batch=args.max_tokens_per_batch, progress=True,
         )  # fmt: skip
+        model.num_beams = max(args.num_beams, args.depth)
         protocol = protocol or model.info.get("protocol")
         retired = np.flatnonzero(model.vocab.retired)
         systems[named[0]] = CatalogBridge(model, model.vocab.table.item_ids, dataset.catalog.item_ids, retired=retired)
     protocol = protocol or dataset.default_protocol
     splits, rows = rows_to_score(dataset, protocol=protocol, split=args.split, limit_users=args.limit_users)
-    valid = splits.rows("valid")[: args.limit_users]
+    data = data_to_fit(dataset, splits, protocol=protocol, embeddings=args.embeddings, device=device)
+    valid = data.context.valid[: args.limit_users]  # with times where there are some, as some baselines read them
     scoring = Scoring(
         dataset, splits, rows, split=args.split, ks=args.ks, exclude_seen=args.exclude_seen, embeddings=args.embeddings
     )
     histories = [row.items for row in (*rows, *valid)]
     check_depth(args.depth, histories, items=len(dataset.catalog), exclude_seen=any(scoring.values))
-    data = data_to_fit(dataset, splits, protocol=protocol, embeddings=args.embeddings, device=device)
     leaks = None if args.embeddings is None else embedding_leaks(args.embeddings, dataset, splits)
     if model is not None:
-        said[named[0]] = {
-            "score": args.score, "num_beams": max(args.num_beams, args.depth), "seed": model.info.get("seed"),
-            "model": args.model, "revision": args.revision, "max_history": model.form.max_history,
-            "unknown_items": args.unknown_items,
-            "leaks": bundle_leaks(model.info, model.vocab.table, protocol=protocol, dataset=dataset, splits=splits),
-        }  # fmt: skip
+        said[named[0]] = bundle_said(
+            model, source=args.model, revision=args.revision, k=args.depth, unknown_items=args.unknown_items,
+            dataset=dataset, splits=splits,
+        )  # fmt: skip
 
     for excluded in scoring.values:
         if model is not None:
@@ -116,16 +117,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         fusion = FUSIONS[args.method](systems, depth=args.depth).remembering()
         tuned = tune_fusion(fusion, valid, exclude_seen=excluded)
         seconds = 0.0
+        known = rows_for(scoring, [systems[name] for name in kinds])
+        shared = {"only": excluded, "rows": known, "batch_users": BATCH_USERS}
         for name, part in tuned.fusion.parts.items():
-            shown = scoring.add(part, name, only=excluded, items=part.items, batch_users=BATCH_USERS, **said[name])
+            shown = scoring.add(part, name, items=part.items, **shared, **said[name])
             seconds += shown[0]["seconds"] * (name in tuned.fusion.listing)
-        said[fused_name] = tuned.said()
-        shown = scoring.add(
-            tuned.fusion, fused_name, only=excluded, items=fusion.items, batch_users=BATCH_USERS, **said[fused_name]
-        )
+        fused = tuned.said(said, model=next(iter(named), None))
+        shown = scoring.add(tuned.fusion, fused_name, items=fusion.items, timed=False, **shared, **fused)
         # Its parts had answered before, so that its own time is that of joining their lists.
         shown[0]["seconds"] = round(shown[0]["seconds"] + seconds, 3)
-        del shown[0]["latency"]
     scoring.write(args.output)
     print("\n".join([format_table(scoring.results), *scoring.notes()]))
     print(f"chosen on validation: {scoring.results[-1]['fused']}")

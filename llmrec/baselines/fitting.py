@@ -52,15 +52,26 @@ def score_baselines(
             asked = {"settings": given.get(name, {}), "valid": valid, "exclude_seen": bool(only)}
             fitted = fit_asked(name, kind, data, args, dataset=scoring.dataset.name, **asked)
             said = {**fitted.said, "leaks": leaks if "embeddings" in fitted.said else None}
-            scoring.add(fitted.model, name, only=only, rows=_rows_for(fitted.model, scoring), **said)
+            scoring.add(fitted.model, name, only=only, rows=rows_for(scoring, [fitted.model]), **said)
             models.append(fitted.model)
         fitted = None
     return models
 
 
-def _rows_for(model: Any, scoring: Scoring) -> Sequence[History] | None:
-    """Return the rows of a table with the times of their histories, for a baseline that reads them."""
-    if not getattr(model, "reads_times", False):
+def rows_for(scoring: Scoring, models: Sequence[Any]) -> Sequence[History] | None:
+    """Return the rows of a table with the times of their histories, where a baseline reads them.
+
+    Args:
+        scoring: the table.
+        models: fitted baselines that are asked together.
+
+    Returns:
+        Rows whose histories know their times; None where no model reads them, and the table's own rows do.
+
+    Raises:
+        InputError: a protocol whose rows come without times.
+    """
+    if not any(getattr(model, "reads_times", False) for model in models):
         return None
     protocol, split = scoring.splits.protocol, scoring.split
     return timed_rows(scoring.dataset.interactions, protocol=protocol, split=split)[: len(scoring.rows)]

@@ -42,10 +42,20 @@ class TunedFusion:
     trials: Sequence[Mapping[str, Any]]
     parts: Mapping[str, Mapping[str, float]]
 
-    def said(self) -> dict[str, Any]:
-        """Return what a results row says: ``fused`` what it is, ``tuned`` how that was chosen."""
+    def said(self, parts: Mapping[str, Mapping[str, Any]], *, model: str | None = None) -> dict[str, Any]:
+        """Return what a results row says: ``fused`` what it is, ``tuned`` how that was chosen, and what it inherits.
+
+        Args:
+            parts: what the rows of the parts say, by name; whatever leaked into one of them leaked into the fusion.
+            model: name of the part whose ``seed`` and ``trained_as`` the fusion takes over; None for no such.
+        """
         fusion = self.fusion
+        leaks = [leak for name in fusion.parts for leak in parts.get(name, {}).get("leaks") or ()]
+        trained = {} if model is None else parts.get(model, {})
         return {
+            "seed": trained.get("seed"),
+            "trained_as": trained.get("trained_as"),
+            "leaks": list(dict.fromkeys(leaks)) or None,
             "fused": {
                 "method": fusion.method,
                 "parts": list(fusion.parts),

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.evaluation.evaluator import alone_of
+
 DEPTH = 50
 """Items that a fusion asks of each part."""
 
@@ -30,6 +32,10 @@ class Remembered:
         self._answers: dict[Any, tuple[np.ndarray, np.ndarray | None]] = {}
         if hasattr(part, "rank"):
             self.rank = self._rank
+
+    def alone(self) -> Any:
+        """Return the part itself, so that timing it asks it anew."""
+        return alone_of(self.part)
 
     def recommend(self, histories: Sequence[Sequence[int]], k: int, *, exclude_seen: bool = False) -> Tensor:
         """Return the first ``k`` of the part's list of ``depth``, or of ``k`` where that is more."""

@@ -1,5 +1,6 @@
 """A model with SIDs as a recommender: histories in, the best items out."""
 
+import copy
 import hashlib
 import logging
 import sys
@@ -184,6 +185,12 @@ class LLMRecommender:
             some = flat[:: max(1, len(flat) // 4096)].cpu().contiguous()
             digest.update(some.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def alone(self) -> Self:
+        """Return the same recommender for calls of this process alone, without a progress bar; weights are shared."""
+        found = copy.copy(self)
+        found.progress, found._processes = False, None
+        return found
 
     def recommend(
         self,

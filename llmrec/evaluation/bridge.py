@@ -1,8 +1,9 @@
 """Evaluate a bundle on a dataset whose catalogue holds other items, or the same ones in another order."""
 
+import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from llmrec.data.splits import History
 from llmrec.errors import InputError
-from llmrec.evaluation.evaluator import Recommender
+from llmrec.evaluation.evaluator import Recommender, alone_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,12 @@ class CatalogBridge:
         found, scores = recommender.rank(self._known(histories), k, exclude_seen=exclude_seen)
         found = found.cpu()
         return torch.where(found >= 0, self._outward[found], found), scores.cpu()
+
+    def alone(self) -> Self:
+        """Return the same bridge to what `LLMRecommender.alone` gives, where the recommender has it."""
+        bridge = copy.copy(self)
+        bridge.recommender = alone_of(self.recommender)
+        return bridge
 
     def _known(self, histories: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return histories in the recommender's rows, without items that it does not know."""

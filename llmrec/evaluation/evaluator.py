@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,10 @@ INVALID_LISTS = ("refuse", "count")
 BOTH = "both"
 EXCLUDED_SUFFIX = " (seen excluded)"
 """What `named_exclusions` adds to the name of a system whose lists leave seen items out."""
+REQUESTS = 100
+"""Single requests that `time_requests` makes."""
+ENOUGH_SECONDS = 10.0
+"""Time after which it makes no more of them."""
 
 
 class Recommender(Protocol):
@@ -55,7 +59,7 @@ class Evaluation:
         items: size of the catalogue.
         recommended: ``(users, max(ks))`` int32 lists, for the figures of `llmrec.evaluation.beyond`; -1 in an empty
             place. None where they were not kept.
-        latency: how long the calls took; the first one is among them.
+        latency: how fast the calls were; the first one is among them. Single requests are timed apart.
         duplicates: places that held an item of their list again, and count as empty.
         illegal: places that held no item of the catalogue, and count as empty; -1 is none of them.
     """
@@ -95,7 +99,7 @@ def evaluate(
         ks: cuts of the metrics, from 1 up to ``items``.
         exclude_seen: keep each history's items out of its list.
         name: of the system, for the result and the progress bar.
-        batch_users: rows handed over at a time; it bounds memory and changes no number but the latency.
+        batch_users: rows handed over at a time; it bounds memory and changes no number but users a second.
         progress: show a progress bar.
         invalid_lists: ``refuse`` lists that hold an item twice or none of the catalogue, an error in a system of ours;
             or ``count`` such places, which then count as empty: for lists that others made.
@@ -196,21 +200,27 @@ def time_requests(
     rows: Sequence[History],
     *,
     k: int,
-    requests: int = 200,
+    requests: int = REQUESTS,
     warm_up: int = 5,
+    enough: float = ENOUGH_SECONDS,
     exclude_seen: bool = False,
     seed: int = 0,
-) -> Latency:
-    """Return how long single requests take: one user a call, one call after the other.
+) -> np.ndarray:
+    """Return how long single requests take: one user a call, one call after the other, by this process alone.
 
     Args:
-        recommender: model or baseline.
+        recommender: model or baseline. One that has ``alone()`` is asked as that gives it: without a progress bar,
+            without answers that it kept, and without other processes.
         rows: rows whose histories are drawn, without replacement.
         k: length of the lists.
         requests: calls that are timed, at least 1; at most the rows there are.
         warm_up: calls before them that are not.
+        enough: seconds after which no further call is made; one is timed all the same. Warming up ends after a fifth.
         exclude_seen: keep each history's items out of its list.
         seed: of the draw.
+
+    Returns:
+        ``(requests,)`` float64 seconds, in order.
 
     Raises:
         InputError: no rows, or a number out of range.
@@ -220,13 +230,23 @@ def time_requests(
             f"latency: {len(rows)} rows, requests {requests}, warm_up {warm_up}; give rows, at least 1 request and no "
             "negative warm_up"
         )
+    asked = alone_of(recommender)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:requests].tolist()
-    seconds = []
-    for row in [drawn[call % len(drawn)] for call in range(warm_up)] + drawn:
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    for number, row in enumerate([drawn[call % len(drawn)] for call in range(warm_up)] + drawn, start=-warm_up):
         started = time.perf_counter()
-        recommender.recommend([rows[row].items], k, exclude_seen=exclude_seen).cpu()
-        seconds.append(time.perf_counter() - started)
-    return Latency.of(seconds[warm_up:], [1] * len(drawn))
+        if (number < 0 and started - begun > enough / 5) or (seconds and started - begun > enough):
+            continue
+        asked.recommend([rows[row].items], k, exclude_seen=exclude_seen).cpu()
+        if number >= 0:
+            seconds.append(time.perf_counter() - started)
+    return np.array(seconds)
+
+
+def alone_of(recommender: Any) -> Any:
+    """Return what answers as a single process would: the recommender's ``alone()``, or itself where it has none."""
+    return recommender.alone() if hasattr(recommender, "alone") else recommender
 
 
 def exclusions(exclude_seen: bool | str, rows: Sequence[History]) -> tuple[bool, ...]:

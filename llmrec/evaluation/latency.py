@@ -1,31 +1,36 @@
 """How long a recommender lets people wait."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+FEWEST_OF_P95 = 20
+"""Requests below which the slowest 5 % are less than one of them."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long calls of ``recommend`` took, from the histories to the lists on the CPU, by the clock.
+    """How fast ``recommend`` answered, from the histories to the lists on the CPU, by the clock.
 
-    A request waits for the whole call that it travels in, so ``p50`` and ``p95`` of calls with many users say what a
-    job over night sees; `time_requests` measures what a single visitor sees.
+    A request waits for the whole call that it travels in, so what a visitor waits is measured apart, with one user a
+    call (`llmrec.evaluation.evaluator.time_requests`).
 
     Args:
-        p50: seconds that half of the requests waited at most.
-        p95: seconds that 95 % of the requests waited at most.
-        users_per_second: requests over the seconds of all calls.
-        batch_users: most requests in a call.
-        calls: how many calls it rests on.
+        users_per_second: requests over the seconds of all calls with many users.
+        batch_users: most requests in such a call.
+        calls: how many such calls it rests on.
+        p50: seconds that half of the single requests took at most; None where none was timed.
+        p95: seconds that 95 % of them took at most; None below `FEWEST_OF_P95` of them.
+        requests: single requests that were timed.
     """
 
-    p50: float
-    p95: float
     users_per_second: float
     batch_users: int
     calls: int
+    p50: float | None = None
+    p95: float | None = None
+    requests: int = 0
 
     @classmethod
     def of(cls, seconds: Sequence[float], users: Sequence[int]) -> "Latency":
@@ -35,7 +40,15 @@ class Latency:
             seconds: of each call, at least one.
             users: requests in each call, at least 1 each.
         """
-        waited = np.repeat(np.asarray(seconds, dtype=np.float64), users)
-        p50, p95 = np.quantile(waited, [0.5, 0.95], method="inverted_cdf")
         total = max(float(np.sum(seconds)), 1e-9)
-        return cls(float(p50), float(p95), float(np.sum(users)) / total, int(max(users)), len(users))
+        return cls(float(np.sum(users)) / total, int(max(users)), len(users))
+
+    def with_requests(self, seconds: Sequence[float] | np.ndarray) -> "Latency":
+        """Return the same with what single requests took.
+
+        Args:
+            seconds: of each request, one user a call; at least one.
+        """
+        p50, p95 = np.quantile(np.asarray(seconds, dtype=np.float64), [0.5, 0.95], method="inverted_cdf")
+        enough = len(seconds) >= FEWEST_OF_P95
+        return replace(self, p50=float(p50), p95=float(p95) if enough else None, requests=len(seconds))

@@ -232,6 +232,7 @@ def latency_section(
         of: put behind the heading, where a report has several such sections.
     """
     timed = [run for run in runs if run.row.get("latency")]
+    waited = {run.name: 1000 * run.row["latency"]["p50"] for run in timed if run.row["latency"].get("requests")}
     ladders = beam_ladders(runs)
     if not timed and not ladders:
         return None
@@ -242,31 +243,37 @@ def latency_section(
             for name, ladder in ladders.items()
         ]
         charts.append(chart(f"{metric} against the number of beams", lines, x="beams", y=metric, log_x=True))
-    if len(timed) > 1:
-        lines, left = [], {run.name: run for run in timed}
+    if len(waited) > 1:
+        lines, left = [], {run.name: run for run in timed if run.name in waited}
         for name, ladder in ladders.items():
             having = [left.pop(run.name) for run in ladder if run.name in left]
             if having:
-                points = tuple((1000 * run.row["latency"]["p50"], *_ends(intervals[run.name])) for run in having)
+                points = tuple((waited[run.name], *_ends(intervals[run.name])) for run in having)
                 lines.append(Line(name, points, tuple(f"{run.row['num_beams']} beams" for run in having)))
-        lines += [
-            Line(name, ((1000 * run.row["latency"]["p50"], *_ends(intervals[name])),)) for name, run in left.items()
-        ]
+        lines += [Line(name, ((waited[name], *_ends(intervals[name])),)) for name in left]
         if all(point[0] > 0 for line in lines for point in line.points):
-            charts.append(chart(f"{metric} against latency", lines, x="p50 in ms", y=metric, log_x=True))
+            x = "p50 of single requests in ms"
+            charts.append(chart(f"{metric} against latency", lines, x=x, y=metric, log_x=True))
     rows = []
     for run in timed:
-        latency = run.row["latency"]
+        latency, slow = run.row["latency"], None
+        if run.name in waited and latency["p95"] is not None:
+            slow = 1000 * latency["p95"]
         rows.append([
-            run.name, number_cell(run.row.get("num_beams"), "d"), number_cell(1000 * latency["p50"], ",.1f"),
-            number_cell(1000 * latency["p95"], ",.1f"), number_cell(latency["users_per_second"], ",.0f"),
+            run.name, number_cell(run.row.get("num_beams"), "d"), number_cell(waited.get(run.name), ",.1f"),
+            number_cell(slow, ",.1f"), number_cell(latency.get("requests"), ",d"),
+            number_cell(latency["users_per_second"], ",.0f"),
             number_cell(latency.get("batch_users"), ",d"), number_cell(run.row.get("seconds"), ",.1f"),
             Cell(run.made_by.get("hardware", "unknown"), kind="text"),
         ])  # fmt: skip
-    head = ["system", "beams", "p50, ms", "p95, ms", "users a second", "users a call", "seconds in all", "hardware"]
+    head = [
+        "system", "beams", "p50, ms", "p95, ms", "requests", "users a second", "users a call", "seconds in all",
+        "hardware",
+    ]  # fmt: skip
     words = (
-        "A request waits for the whole call that it travels in: compare latencies with equal users a call, on equal "
-        "hardware."
+        "p50 and p95 are of so many single requests, one user a call; there is no p95 of fewer than 20, and neither "
+        "where requests were not timed apart. Users a second are those of calls with as many users as stand beside. "
+        "Compare on equal hardware."
     )
     return section(
         f"Beams and latency{of}",

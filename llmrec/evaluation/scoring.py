@@ -1,6 +1,7 @@
 """From recommenders to a results file: every system of a table is scored alike, and its row says all of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ import numpy as np
 
 from llmrec.data.folder import DatasetFolder
 from llmrec.data.splits import History, Splits
-from llmrec.evaluation.evaluator import Evaluation, Recommender, evaluate, exclusions, named_exclusions
+from llmrec.evaluation.evaluator import (
+    Evaluation,
+    Recommender,
+    evaluate,
+    exclusions,
+    named_exclusions,
+    time_requests,
+)
 from llmrec.evaluation.leaks import check_targets, later_than_test
 from llmrec.evaluation.profile import gather_facts, profile
 from llmrec.evaluation.results import result_row, write_results
@@ -27,6 +35,7 @@ class Scoring:
         embeddings: file of the items' vectors, for the diversity of lists; None measures none.
         sequences: training sequences that popularity is counted in; None takes those of ``splits``.
         progress: show progress bars.
+        timing: time single requests of each system. Of several processes one alone should.
 
     Attributes:
         values: the values of ``exclude_seen``, in order.
@@ -51,11 +60,12 @@ class Scoring:
         embeddings: str | Path | None = None,
         sequences: Sequence[Sequence[int]] | None = None,
         progress: bool = True,
+        timing: bool = True,
     ) -> None:
         self.values = exclusions(exclude_seen, rows)
         check_targets(dataset, splits, rows, split=split)
         self.dataset, self.splits, self.rows, self.split, self.ks = dataset, splits, rows, split, tuple(ks)
-        self.exclude_seen, self.progress = exclude_seen, progress
+        self.exclude_seen, self.progress, self.timing = exclude_seen, progress, timing
         self.later_than_test = later_than_test(dataset, splits)
         self.facts = gather_facts(dataset, splits, rows, sequences=sequences, embeddings=embeddings)
         self.results: list[dict[str, Any]] = []
@@ -81,6 +91,7 @@ class Scoring:
         labels: np.ndarray | None = None,
         batch_users: int = 2048,
         progress: bool | None = None,
+        timed: bool = True,
         **said: Any,
     ) -> list[dict[str, Any]]:
         """Score a system, and keep its row or rows.
@@ -97,6 +108,7 @@ class Scoring:
             labels: ``(items,)`` numbers of its SIDs, see `profile`; None for a system without.
             batch_users: rows handed over at a time.
             progress: show a progress bar; None as for the table.
+            timed: say how long it takes; False for one that only joins answers of others.
             said: what else the rows say, see `result_row`.
 
         Returns:
@@ -109,9 +121,10 @@ class Scoring:
         for exclude_seen, called in named_exclusions(name, self.exclude_seen):
             if only not in (None, exclude_seen):
                 continue
+            scored = self.rows if rows is None else rows
             found = evaluate(
                 recommender,
-                self.rows if rows is None else rows,
+                scored,
                 items=items or len(self.dataset.catalog),
                 ks=self.ks,
                 exclude_seen=exclude_seen,
@@ -119,6 +132,11 @@ class Scoring:
                 batch_users=batch_users,
                 progress=self.progress if progress is None else progress,
             )
+            if not timed:
+                found = replace(found, latency=None)
+            elif self.timing and found.latency is not None:
+                single = time_requests(recommender, scored, k=max(self.ks), exclude_seen=exclude_seen)
+                found = replace(found, latency=found.latency.with_requests(single))
             row = result_row(found, **self._shared, exclude_seen=exclude_seen, **said)
             made.append(row | profile(found, self.facts, labels=labels))
             self.evaluations.append(found)

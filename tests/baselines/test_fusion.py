@@ -176,6 +176,10 @@ def test_what_is_remembered_is_asked_once_and_said_again():
     assert model.asked == 3
     assert kept.seconds > 0
     assert not hasattr(Remembered(fitted(EASE)), "rank")
+    # Who times it asks the part itself, and what that is alone where it says so.
+    assert kept.alone() is model
+    model.alone = lambda: "alone"
+    assert kept.alone() == "alone"
 
 
 def test_a_bundle_s_own_items_are_unknown_to_the_other():

@@ -71,7 +71,12 @@ def test_the_best_of_the_grid_is_chosen_and_all_are_kept():
     assert (good.calls, bad.calls) == (1, 1), "one search for all trials"
     again = evaluate(tuned.fusion, ROWS, items=ITEMS, ks=(10,), progress=False)
     assert {name: again.metrics[name] for name in first["metrics"]} == first["metrics"]
-    said = tuned.said()
+    parts = {"bad": {"seed": 4, "trained_as": "ab", "leaks": ["a", "b"]}, "good": {"leaks": ["b", "c"]}}
+    said = tuned.said(parts)
+    assert (said["seed"], said["trained_as"], said["leaks"]) == (None, None, ["a", "b", "c"])
+    assert tuned.said({})["leaks"] is None
+    said = tuned.said(parts, model="bad")
+    assert (said["seed"], said["trained_as"]) == (4, "ab")
     assert said["fused"] == {
         "method": "rrf", "parts": ["bad", "good"], **tuned.settings, "depth": 10, "chosen_on": "valid",
     }  # fmt: skip

@@ -400,6 +400,17 @@ def test_permuted_users_get_permuted_lists(build):
     assert recommender.recommend([HISTORIES[user] for user in order], 5).tolist() == [found[user] for user in order]
 
 
+def test_alone_answers_the_same_without_a_bar_and_without_others(build, capsys):
+    shared = build(progress=True, across_processes=True)
+    alone = shared.alone()
+    assert alone.model is shared.model
+    assert (alone.progress, alone._processes, shared.progress) == (False, None, True)
+    found = alone.recommend(HISTORIES, 5)
+    assert "recommend" not in capsys.readouterr().err
+    assert found.equal(shared.recommend(HISTORIES, 5))
+    assert "recommend" in capsys.readouterr().err
+
+
 def test_no_requests_give_no_lists(build):
     assert build().recommend([], 5).shape == (0, 5)
     assert build().recommend_ids([], allow=["i1"], k=1) == []

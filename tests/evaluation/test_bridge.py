@@ -33,6 +33,15 @@ def test_items_are_matched_by_id():
     assert echo.seen == [(1, 3), (0,)]
 
 
+def test_alone_matches_by_id_too():
+    echo, other = Echo(2), Echo(2)
+    bridge = CatalogBridge(echo, ["b", "a"], ["a", "b"])
+    assert bridge.alone().recommender is echo
+    echo.alone = lambda: other
+    assert bridge.alone().recommend([[0]], 2).tolist() == [[0, 1]]
+    assert (echo.seen, other.seen) == ([], [(1,)])
+
+
 def test_unknown_items_are_named_or_skipped(caplog):
     echo = Echo(2)
     bridge = CatalogBridge(echo, ["a", "b"], ["a", "new", "b"])

@@ -96,10 +96,14 @@ def test_lists_are_kept_unless_told_otherwise():
 
 
 def test_latency_by_hand():
-    # Calls of 1, 2 and 1 users: two of four requests wait 0.2 s at most, the slowest 0.4.
+    # Calls of 1, 2 and 1 users in 0.7 s: what one user waits for a call of its own they do not say.
     found = Latency.of([0.1, 0.2, 0.4], [1, 2, 1])
-    assert found == Latency(0.2, 0.4, pytest.approx(4 / 0.7), 2, 3)
-    assert Latency.of([0.1, 0.2], [19, 1]).p95 == 0.1, "19 of 20 requests are 95 %"
+    assert found == Latency(pytest.approx(4 / 0.7), 2, 3, None, None, 0)
+    timed = found.with_requests([0.3, 0.1, 0.2, 0.4])
+    assert (timed.p50, timed.p95, timed.requests) == (0.2, None, 4), "two of four take 0.2 s at most; too few for p95"
+    assert (timed.users_per_second, timed.batch_users, timed.calls) == (found.users_per_second, 2, 3)
+    assert found.with_requests([0.2] + [0.1] * 19).p95 == 0.1, "19 of 20 requests are 95 %"
+    assert found.with_requests([0.1] * 19).p95 is None
 
 
 def test_latency_times_the_calls_alone(monkeypatch):
@@ -107,17 +111,49 @@ def test_latency_times_the_calls_alone(monkeypatch):
     monkeypatch.setattr("llmrec.evaluation.evaluator.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     found = evaluate(Fixed(), ROWS, items=8, ks=(2,), batch_users=2, progress=False)
     assert found.seconds == 20.0
-    assert found.latency == Latency(2.0, 4.0, 3 / 6, 2, 2)
+    assert found.latency == Latency(3 / 6, 2, 2)
 
 
 def test_single_requests_are_timed_after_a_warm_up():
     recommender = Fixed()
     found = time_requests(recommender, ROWS, k=2, requests=2, warm_up=4, exclude_seen=True)
     assert recommender.calls == [(1, 2, True)] * 6
-    assert (found.batch_users, found.calls) == (1, 2)
-    assert 0 < found.p50 <= found.p95
-    with pytest.raises(InputError, match="latency: 0 rows, requests 200, warm_up 5"):
+    assert found.shape == (2,)
+    assert (found > 0).all()
+    with pytest.raises(InputError, match="latency: 0 rows, requests 100, warm_up 5"):
         time_requests(recommender, [], k=2)
+
+
+def test_slow_requests_are_few(monkeypatch):
+    # Ten seconds are enough. A call of 3 s: one to warm up (2 s are all it may take), then until 10 s are over.
+    clock = Clock()
+    monkeypatch.setattr("llmrec.evaluation.evaluator.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    rows = [ROWS[0]] * 50
+    assert time_requests(Slow(clock, 3.0), rows, k=2).tolist() == [3.0] * 3
+    assert time_requests(Slow(clock, 30.0), rows, k=2).tolist() == [30.0], "one is timed whatever it takes"
+    assert len(time_requests(Slow(clock, 0.01), rows, k=2)) == 50
+
+
+def test_single_requests_are_asked_of_one_process_alone():
+    inner = Fixed()
+    seen = SimpleNamespace(recommend=None, alone=lambda: inner)
+    assert len(time_requests(seen, ROWS, k=2, warm_up=0)) == len(ROWS)
+    assert inner.calls == [(1, 2, False)] * len(ROWS)
+
+
+class Clock:
+    now = 0.0
+
+
+class Slow:
+    """Takes so many seconds of a clock a call."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def recommend(self, histories, k, *, exclude_seen=False):
+        self.clock.now += self.seconds
+        return torch.arange(k).repeat(len(histories), 1)
 
 
 class Seen(Fixed):

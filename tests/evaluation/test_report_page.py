@@ -44,7 +44,14 @@ def results(path: Path, *, seen: bool = False, beams: int = 20, seed: int = 0) -
         more: dict[str, Any] = {
             "beyond": {"gini@10": 0.5, "novelty@10": 7.5, "repeats@10": 0.0, "validity@10": 1.0},
             "slices": {"history_length": slice_metrics(one.ranks, slicing, metrics=["recall@10", "ndcg@10"])},
-            "latency": {"p50": beams / 100, "p95": 1.0, "users_per_second": 90.0, "batch_users": 8, "calls": 2},
+            "latency": {
+                "p50": beams / 100,
+                "p95": 1.0,
+                "users_per_second": 90.0,
+                "batch_users": 8,
+                "calls": 2,
+                "requests": 30,
+            },
         }
         if model:
             more |= {

@@ -119,6 +119,7 @@ def test_scores_by_item_and_by_sid():
 def test_beams_and_latency():
     def timed(name: str, beams: int | None, p50: float, **row: Any) -> Run:
         latency = {"p50": p50, "p95": 2 * p50, "users_per_second": 1000.0, "batch_users": 64, "calls": 2}
+        latency["requests"] = 100
         return a_run(name, num_beams=beams, latency=latency, **row)
 
     runs = [timed("m (50)", 50, 0.5, model="runs/m"), timed("m (5)", 5, 0.1, model="runs/m"), timed("knn", None, 0.01)]
@@ -134,6 +135,16 @@ def test_beams_and_latency():
     assert drawn.count("<circle") == 2 + 4
     assert "50 beams, 500: 0.3" in drawn
     assert latency_section([a_run()], intervals={}, metric="recall@10") is None
+    # Files that timed calls with many users alone say nothing of what a visitor waits, and few requests have no p95.
+    old = a_run("old", latency={"p50": 201.0, "p95": 201.0, "users_per_second": 20.0, "batch_users": 4096, "calls": 1})
+    few = a_run(
+        "few", latency={"p50": 0.7, "p95": None, "users_per_second": 5.0, "batch_users": 9, "calls": 1, "requests": 9}
+    )
+    both = latency_section([old, few], intervals=intervals, metric="recall@10")
+    assert both is not None
+    assert "201" not in both
+    assert ">700.0<" in both
+    assert "<svg" not in both
     alone = latency_section([timed("knn", None, 0.01)], intervals=intervals, metric="recall@10")
     assert alone is not None
     assert "<svg" not in alone

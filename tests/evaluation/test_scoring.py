@@ -60,6 +60,8 @@ def test_both_ways_stand_in_one_file_and_each_row_says_which_it_is(pens, tmp_pat
         assert origin == read_origin(lists)
         assert (origin["k"], origin["rows"]) == ("7", "30")
         assert origin["exclude_seen"] == str(row["exclude_seen"]).lower()
+        assert row["latency"]["requests"] == 20, "each row of them once"
+        assert 0 < row["latency"]["p50"] <= row["latency"]["p95"]
     assert rows[0]["seed"] == 3
     assert rows[2]["tuned"] == {"by": "ndcg@10"}
     assert scoring.notes() == []
@@ -91,6 +93,16 @@ def test_training_rows_after_the_test_targets_are_told_of(tmp_path):
     ]
     [row] = scoring.add(Popularity().fit(pens.split().sequences, items=40), "popularity")
     assert row["later_than_test"] == 0.5
+
+
+def test_what_need_not_be_timed_is_not(pens):
+    model = Popularity().fit(pens.split().sequences, items=40)
+    scoring = begin(pens, timing=False)
+    [row] = scoring.add(model, "popularity")
+    assert (row["latency"]["p50"], row["latency"]["requests"]) == (None, 0)
+    assert row["latency"]["users_per_second"] > 0
+    [row] = scoring.add(model, "joined", timed=False)
+    assert "latency" not in row
 
 
 def test_the_flag_has_three_values():

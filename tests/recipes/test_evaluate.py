@@ -3,8 +3,10 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from llmrec.decoding.recommender import LLMRecommender
 from llmrec.embeddings.collaborative import sequences_hash
 from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
+from llmrec.evaluation.bundle_row import trained_as
 from llmrec.evaluation.evaluator import evaluate
 from llmrec.evaluation.lists import read_lists
 from llmrec.evaluation.results import read_ranks
@@ -62,7 +65,9 @@ def test_the_model_and_the_baselines_beside_it(bundle, tmp_path, capsys):
         assert {name: sum(part["rows"] for part in parts) for name, parts in row["slices"].items()} == dict.fromkeys(
             row["slices"], 30
         )
-        assert row["latency"]["p50"] <= row["latency"]["p95"]
+        assert row["latency"]["requests"] == 30, "each row once"
+        assert 0 < row["latency"]["p50"] <= row["latency"]["p95"] < 10
+    assert "trained_as" not in rows[-1], "this bundle does not say how it was trained"
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("transitions", "pens_model", "ndcg@10", "coverage@5"))
 
@@ -181,6 +186,30 @@ def test_what_is_no_bundle_is_refused(tmp_path):
         run(dataset, dataset, tmp_path / "x.json")
 
 
+def test_a_row_says_what_the_bundle_was_trained_as(bundle, tmp_path):
+    told = tmp_path / "told"
+    shutil.copytree(bundle, told)
+    info = read_json(told / "llmrec.json", "manifest")
+    write_json(told / "llmrec.json", {**info, "training": {"learning_rate": 0.1, "seed": 3}, "seed": 3})
+    dataset = write_pens(tmp_path / "pens")
+    [row] = run(told, dataset, tmp_path / "x.json", "--baselines", "--limit_users", "2")
+    assert row["seed"] == 3
+    assert row["trained_as"] == trained_as({**info, "training": {"learning_rate": 0.1, "seed": 4}, "seed": 4})
+    assert row["latency"]["p95"] is None, "two requests"
+
+
+def test_processes_wait_for_long_tuning(bundle, tmp_path, monkeypatch):
+    def group(**settings):
+        asked.append(settings["timeout"])
+        raise InputError("no further")
+
+    asked: list[timedelta] = []
+    monkeypatch.setitem(main.__globals__, "PartialState", group)
+    with pytest.raises(InputError, match="no further"):
+        run(bundle, write_pens(tmp_path / "pens"), tmp_path / "x.json", "--tune")
+    assert asked[0] >= timedelta(days=1)
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(bundle, tmp_path):
     dataset = write_pens(tmp_path / "pens", extra=("new1", "new2"))
@@ -197,7 +226,9 @@ def test_two_processes_write_what_one_does(bundle, tmp_path):
     one, two = (json.loads((tmp_path / f"{name}.json").read_text())["results"] for name in ("one", "two"))
     for row in (*one, *two):
         assert row.pop("seconds") >= 0
-        assert row.pop("latency")["users_per_second"] > 0
+        latency = row.pop("latency")
+        assert latency["users_per_second"] > 0
+        assert latency["requests"] == 30
     assert two == one
     for kind in ("ranks", "lists"):
         assert (tmp_path / f"two.{kind}.parquet").read_bytes() == (tmp_path / f"one.{kind}.parquet").read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,22 @@ import pytest
 from bundle_kit import ITEMS, write_bundle
 from pens_dataset import write_pens
 
+from llmrec.artifacts import read_json, write_json
 from llmrec.baselines import ItemKNN
 from llmrec.baselines.fusion import BeamFusion, RankFusion
-from llmrec.data.folder import load_dataset
+from llmrec.data.folder import load_dataset, write_dataset
+from llmrec.data.interactions import Interactions
+from llmrec.data.items import Catalog
 from llmrec.decoding.recommender import LLMRecommender
 from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
+from llmrec.evaluation.bundle_row import trained_as
 from llmrec.evaluation.evaluator import evaluate
 from llmrec.evaluation.results import read_ranks
 from llmrec.tasks.prompt import PromptForm
 
-main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "fuse.py"))["main"]
+RECIPES = Path(__file__).parents[2] / "recipes"
+main = runpy.run_path(str(RECIPES / "fuse.py"))["main"]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,49 @@ def test_seen_items_kept_and_left_out_in_one_file(dataset, tmp_path):
         alone = run(dataset, tmp_path / "y.json", *flags, "--exclude_seen", value)
         assert [row["metrics"] for row in alone] == [row["metrics"] for row in rows]
         assert alone[2]["fused"] == rows[2]["fused"]
+
+
+def test_what_leaked_into_a_part_leaked_into_the_fusion(bundle, dataset, tmp_path):
+    told = tmp_path / "told"
+    shutil.copytree(bundle, told)
+    info = read_json(told / "llmrec.json", "manifest")
+    told_info = {**info, "training": {"learning_rate": 0.1}, "seed": 3, "protocol": "temporal"}
+    write_json(told / "llmrec.json", told_info)
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, 4)).astype(np.float32)
+    made = {"encoder": "ppmi_svd", "protocol": "temporal", "catalog_hash": load_dataset(dataset).catalog.hash}
+    file = save_embeddings(tmp_path / "e.safetensors", vectors, made)
+    flags = ["--model", str(told), "--with", "dense_text", "popularity", "--embeddings", str(file)]
+    flags += ["--protocol", "leave_one_out", "--limit_users", "4", "--num_beams", "20"]
+    model, dense, popularity, fused = run(dataset, tmp_path / "x.json", *flags)
+    assert model["leaks"] == ["the model was trained on the training part of 'temporal'"]
+    assert len(dense["leaks"]) == 1
+    assert "leaks" not in popularity
+    assert fused["leaks"] == model["leaks"] + dense["leaks"]
+    assert (model["seed"], model["trained_as"]) == (fused["seed"], fused["trained_as"]) == (3, trained_as(told_info))
+    assert model["latency"]["requests"] == 4
+    assert "latency" not in fused
+
+
+def test_a_part_that_reads_times_gets_them(tmp_path):
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(20), 6)
+    interactions = Interactions.sort(
+        tuple(f"u{user}" for user in range(20)), users=users, items=rng.integers(0, 9, len(users)),
+        timestamps=rng.permutation(len(users)) * 1000,
+    )  # fmt: skip
+    manifest = {"name": "x", "domain": "x", "source": "drawn", "licence": "none", "times": "seconds"}
+    ids = tuple(f"i{item}" for item in range(9))
+    write_dataset(tmp_path / "x", catalog=Catalog(ids, {"title": ids}), interactions=interactions, manifest=manifest)
+    settings = {"hstu": {"times": True, "epochs": 1, "dim": 8}}
+    flags = ["--with", "hstu", "item_knn", "--settings", json.dumps(settings), "--ks", "3", "--depth", "5"]
+    rows = run(tmp_path / "x", tmp_path / "x.json", *flags, "--limit_users", "12")
+    assert [row["users"] for row in rows] == [12] * 3
+    assert rows[0]["settings"]["times"] is True
+    beside = runpy.run_path(str(RECIPES / "baselines.py"))["main"]
+    beside(["--dataset", str(tmp_path / "x"), "--device", "cpu", "--output", str(tmp_path / "y.json"),
+            "--limit_users", "12", "--names", "hstu", "--settings", json.dumps(settings), "--ks", "3"])  # fmt: skip
+    [alone] = json.loads((tmp_path / "y.json").read_text())["results"]
+    assert alone["metrics"] == rows[0]["metrics"]
 
 
 def test_items_that_the_bundle_does_not_know(bundle, tmp_path):
