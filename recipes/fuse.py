@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     leaks = None if args.embeddings is None else embedding_leaks(args.embeddings, dataset, splits)
     if model is not None:
         said[named[0]] = bundle_said(
-            model, source=args.model, revision=args.revision, k=args.depth, unknown_items=args.unknown_items,
+            model, source=str(args.model), revision=args.revision, k=args.depth, unknown_items=args.unknown_items,
             dataset=dataset, splits=splits,
         )  # fmt: skip
 
