@@ -12,22 +12,21 @@ import numpy as np
 from tqdm import tqdm
 
 from llmrec.errors import InputError
-from llmrec.evaluation.runs import Run, check_comparable, group_seeds
-from llmrec.evaluation.significance import (
-    CORRECTIONS,
-    Interval,
-    mean_interval,
-    paired_bootstrap,
-    pool_seeds,
-    pooled_difference,
-    randomisation_test,
-)
+from llmrec.evaluation.comparable import check_comparable, group_seeds, users_of
+from llmrec.evaluation.corrections import CORRECTIONS
+from llmrec.evaluation.intervals import Interval, paired_bootstrap
+from llmrec.evaluation.runs import Run
+from llmrec.evaluation.seeds import pooled_difference, score_interval
+from llmrec.evaluation.significance import randomisation_test
 
 logger = logging.getLogger(__name__)
 
 RANDOMISATION = "randomisation"
 TWO_WAY = "two-way t"
+ONE_ROW_A_USER = "leave_one_out"
 MARK = "*"
+SAMPLES = 10_000
+MOST_SAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class System:
         return tuple(run.seed for run in self.runs)
 
     def values(self, metric: str) -> np.ndarray:
-        """Return ``(seeds, users)`` values; raises `InputError` as `Run.values`."""
+        """Return ``(seeds, rows)`` values; raises `InputError` as `Run.values`."""
         return np.stack([run.values(metric) for run in self.runs])
 
 
@@ -59,7 +58,7 @@ class Score:
     Args:
         system: its name.
         metric: such as ``ndcg@10``.
-        interval: of the mean over users, and over seeds where there are several.
+        interval: of the mean over rows, by users, and by seeds where there are several.
         seed_means: mean of each seed.
         spread: standard deviation between the seeds' means; None for one seed.
     """
@@ -82,7 +81,7 @@ class Pair:
         interval: of the mean of ``a - b``, not widened for the number of pairs.
         p: two-sided, of this pair alone.
         adjusted: p with the correction for its family.
-        test: ``randomisation`` over users; ``two-way t`` where a system has several seeds.
+        test: ``randomisation`` over users, all rows of each together; ``two-way t`` where a system has several seeds.
         mark: ``*`` where the adjusted p lies below 1 less the level, else empty.
     """
 
@@ -111,6 +110,9 @@ class Comparison:
         seed: of the samples.
         correction: ``holm`` or ``benjamini_hochberg``.
         family: which tests are corrected together, in words.
+        rows: that were scored.
+        users: whose they are; None where no file tells.
+        protocol: how the split was made; None where no file tells.
     """
 
     systems: tuple[System, ...]
@@ -123,6 +125,24 @@ class Comparison:
     seed: int
     correction: str
     family: str
+    rows: int
+    users: int | None
+    protocol: str | None
+
+    @property
+    def may_repeat_users(self) -> bool:
+        """Whether users may have several rows, and no file tells which: rows are taken as independent."""
+        return self.users is None and self.protocol != ONE_ROW_A_USER
+
+    @property
+    def least_samples(self) -> int:
+        """How many samples would let the least p that is drawn earn a mark; 0 where that holds, or nothing is drawn.
+
+        The least is 1 / (samples + 1), and Holm multiplies the least of the pairs under one metric by their number.
+        """
+        pairs = sum(pair.metric == self.metrics[0] for pair in self.pairs)
+        drawn = self.correction == "holm" and any(pair.test == RANDOMISATION for pair in self.pairs)
+        return 0 if not drawn or pairs / (self.samples + 1) < 1 - self.level else _least_samples(pairs, self.level)
 
     def score(self, system: str, metric: str) -> Score:
         """Return a system's score under a metric.
@@ -153,11 +173,12 @@ class Comparison:
                 {
                     "name": system.name,
                     "seeds": list(system.seeds),
-                    "users": len(system.runs[0].ranks),
                     "sources": [str(run.source) for run in system.runs],
                 }
                 for system in self.systems
             ],
+            "rows": self.rows,
+            "users": self.users,
             "metrics": list(self.metrics),
             "reference": self.reference,
             "scores": [_as_json(score) for score in self.scores],
@@ -175,7 +196,7 @@ def compare_runs(
     *,
     metrics: Sequence[str] = ("recall@10", "ndcg@10"),
     reference: str | None = None,
-    samples: int = 10_000,
+    samples: int | None = None,
     seed: int = 0,
     level: float = 0.95,
     correction: str = "holm",
@@ -186,13 +207,15 @@ def compare_runs(
 
     Runs of one name and configuration whose seeds differ are one system (`llmrec.evaluation.runs.group_seeds`): its
     intervals cover users and seeds. Where a system has a single seed, its intervals and tests are of that one trained
-    model, and say nothing of another training.
+    model, and say nothing of another training. Users, not rows, are what is drawn and exchanged: where the ranks files
+    say that users have several rows, all rows of a user go together.
 
     Args:
         runs: at least one.
         metrics: ``recall@K``, ``ndcg@K``, ``mrr@K``, ``map@K``.
         reference: name of the system that each other is compared with; None compares each with each.
-        samples: of bootstraps and of tests that are not counted out, at least 100.
+        samples: of bootstraps and of tests that are not counted out, at least 100; None takes `SAMPLES`, and with many
+            pairs twice as many as let a p that is drawn earn a mark, up to `MOST_SAMPLES`.
         seed: of the samples.
         level: confidence, between 0 and 1.
         correction: ``holm`` keeps the chance of any false mark under a metric at 1 less the level;
@@ -224,43 +247,46 @@ def compare_runs(
     for metric in metrics:
         for run in runs:
             run.values(metric)  # what cannot be computed is refused before any work
-    if chosen and 0 < level < 1 and len(chosen) / (samples + 1) >= 1 - level:
-        least = math.floor(len(chosen) / (1 - level) + 1e-6)
-        logger.warning(
-            "comparison of %d pairs with %d samples: no p that is drawn can earn a mark; %d samples are the least",
-            len(chosen), samples, least,
-        )  # fmt: skip
-    settings = {"samples": samples, "seed": seed, "level": level}
+    users = users_of(runs)
+    if samples is None:
+        enough = 2 * _least_samples(len(chosen), level) if 0 < level < 1 else 0
+        samples = max(SAMPLES, min(enough, MOST_SAMPLES))
+    settings = {"users": users, "samples": samples, "seed": seed, "level": level}
     scores, pairs = [], []
     total = len(metrics) * (len(systems) + len(chosen))
     with tqdm(total=total, desc="compare", unit="interval", disable=not progress) as bar:
         for metric in metrics:
             values = {system.name: system.values(metric) for system in systems}
             for system in systems:
-                scores.append(_score(system.name, metric, values[system.name], level=level))
+                scores.append(_score(system.name, metric, values[system.name], users, level=level))
                 bar.update()
-            found = []
+            differences = []
             for a, b in chosen:
-                found.append(_difference(values[a.name], values[b.name], **settings))
+                differences.append(_difference(values[a.name], values[b.name], **settings))
                 bar.update()
-            adjusted = CORRECTIONS[correction]([p for _, p, _ in found])
-            for (a, b), (interval, p, test), corrected in zip(chosen, found, adjusted.tolist(), strict=True):
+            adjusted = CORRECTIONS[correction]([p for _, p, _ in differences])
+            for (a, b), (interval, p, test), corrected in zip(chosen, differences, adjusted.tolist(), strict=True):
                 mark = MARK if corrected < 1 - level else ""
                 pairs.append(Pair(metric, a.name, b.name, interval, p, corrected, test, mark))
     what = "each with each" if reference is None else f"each with {reference}"
     family = f"the {len(chosen)} pairs under one metric, {what}; metrics are not corrected for one another"
-    return Comparison(
-        tuple(systems),
-        tuple(metrics),
-        reference,
-        tuple(scores),
-        tuple(pairs),
-        level,
-        samples,
-        seed,
-        correction,
-        family,
-    )
+    found = Comparison(
+        tuple(systems), tuple(metrics), reference, tuple(scores), tuple(pairs), level, samples, seed, correction,
+        family, rows=len(runs[0].ranks),
+        users=None if users is None else len(np.unique(users)),
+        protocol=next((fact for run in runs if (fact := run.fact("protocol"))), None),
+    )  # fmt: skip
+    if found.least_samples:
+        logger.warning(
+            "comparison of %d pairs with %d samples: no p that is drawn can earn a mark; %d samples are the least",
+            len(chosen), samples, found.least_samples,
+        )  # fmt: skip
+    return found
+
+
+def _least_samples(pairs: int, level: float) -> int:
+    """Return the least samples with which a drawn p, times so many pairs, can lie below 1 less the level."""
+    return math.floor(pairs / (1 - level) + 1e-6)
 
 
 def _systems(runs: Sequence[Run]) -> list[System]:
@@ -274,20 +300,21 @@ def _systems(runs: Sequence[Run]) -> list[System]:
     return [System(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
 
 
-def _score(name: str, metric: str, values: np.ndarray, *, level: float) -> Score:
-    if len(values) > 1:
-        pooled = pool_seeds(values, level=level)
-        return Score(name, metric, pooled.interval, pooled.seed_means, pooled.spread)
-    interval = mean_interval(values[0], level=level)
-    return Score(name, metric, interval, (interval.mean,), None)
+def _score(name: str, metric: str, values: np.ndarray, users: np.ndarray | None, *, level: float) -> Score:
+    means = tuple(values.mean(axis=1).tolist())
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return Score(name, metric, score_interval(values, users=users, level=level), means, spread)
 
 
-def _difference(a: np.ndarray, b: np.ndarray, *, samples: int, seed: int, level: float) -> tuple[Interval, float, str]:
+def _difference(
+    a: np.ndarray, b: np.ndarray, *, users: np.ndarray | None, samples: int, seed: int, level: float
+) -> tuple[Interval, float, str]:
     if len(a) > 1 or len(b) > 1:
-        pooled = pooled_difference(a, b, level=level)
+        pooled = pooled_difference(a, b, users=users, level=level)
         return pooled.interval, pooled.p, TWO_WAY
-    interval = paired_bootstrap(a[0], b[0], samples=samples, seed=seed, level=level)
-    return interval, randomisation_test(a[0], b[0], samples=samples, seed=seed), RANDOMISATION
+    drawn = {"users": users, "samples": samples, "seed": seed}
+    interval = paired_bootstrap(a[0], b[0], level=level, **drawn)
+    return interval, randomisation_test(a[0], b[0], **drawn), RANDOMISATION
 
 
 def _as_json(part: Score | Pair) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from llmrec.evaluation.evaluator import Evaluation
 RANKS_SUFFIX = ".ranks.parquet"
 LISTS_SUFFIX = ".lists.parquet"
 ROW_COLUMN = "row"
+USER_COLUMN = "user"
 EXCLUDE_SEEN = "exclude_seen"
 LENGTH = "k"
 OF_A_SYSTEM = (EXCLUDE_SEEN, LENGTH)
@@ -101,20 +102,30 @@ def write_columns(
     *,
     origin: Mapping[str, str],
     of_systems: Mapping[str, Mapping[str, str]],
+    users: np.ndarray | None = None,
 ) -> None:
-    """Write a parquet file of a column a system behind the column of row numbers.
+    """Write a parquet file of a column a system behind the column of row numbers, and that of users where known.
 
     Args:
         path: the file.
-        columns: ``(users,)`` values by the system's name.
+        columns: ``(rows,)`` values by the system's name.
         origin: metadata of the schema.
         of_systems: metadata of columns, by name.
+        users: ``(rows,)`` number of each row's user; None writes no such column.
     """
-    users = len(next(iter(columns.values())))
+    before = [pa.array(np.arange(len(next(iter(columns.values())))))]
     fields = [pa.field(ROW_COLUMN, pa.int64())]
+    if users is not None:
+        before.append(pa.array(users, pa.int32()))
+        fields.append(pa.field(USER_COLUMN, pa.int32()))
     fields += [pa.field(name, column.type, metadata=of_systems.get(name) or None) for name, column in columns.items()]
     schema = pa.schema(fields, metadata=dict(origin))
-    pq.write_table(pa.table([pa.array(np.arange(users)), *columns.values()], schema=schema), path)
+    pq.write_table(pa.table([*before, *columns.values()], schema=schema), path)
+
+
+def system_columns(table: pa.Table) -> list[str]:
+    """Return the names of the systems in a file of ranks or lists."""
+    return [column for column in table.column_names if column not in (ROW_COLUMN, USER_COLUMN)]
 
 
 def read_columns(source: str, *, suffix: str) -> tuple[Path, str, pa.Table]:
@@ -142,7 +153,7 @@ def chosen_system(path: Path, name: str, table: pa.Table) -> str:
     Raises:
         InputError: an unknown name, or none where there are several systems.
     """
-    names = [column for column in table.column_names if column != ROW_COLUMN]
+    names = system_columns(table)
     if not name and len(names) == 1:
         return names[0]
     if name not in names:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.errors import InputError
+from llmrec.evaluation.comparable import by_exclusion, check_comparable, without_copies
 from llmrec.evaluation.comparison import Comparison, Pair, Score, compare_runs
 from llmrec.evaluation.evaluator import EXCLUDED_SUFFIX
 from llmrec.evaluation.report_sections import cut_of, run_notes
 from llmrec.evaluation.report_training import Making, read_making
-from llmrec.evaluation.runs import Run, by_exclusion, check_comparable, load_runs, without_copies
+from llmrec.evaluation.runs import Run, load_runs
 
 FACTS = ("dataset", "split", "protocol", "exclude_seen")
 SEEN_WORDS = {"true": "seen items left out", "false": "seen items kept", None: "seen items: the files do not tell"}

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from llmrec.artifacts import made_by, read_json, whole_file, write_json
 from llmrec.errors import InputError
+from llmrec.evaluation.by_user import number_users
 from llmrec.evaluation.evaluator import BOTH, Evaluation
 from llmrec.evaluation.lists import (
     EXCLUDE_SEEN,
@@ -16,9 +17,11 @@ from llmrec.evaluation.lists import (
     OF_A_SYSTEM,
     RANKS_SUFFIX,
     ROW_COLUMN,
+    USER_COLUMN,
     beside,
     chosen_system,
     read_columns,
+    system_columns,
     write_columns,
     write_lists,
 )
@@ -87,16 +90,23 @@ def check_output(path: str | Path, names: Sequence[str]) -> None:
     if blocking is not None and not blocking.is_dir():
         raise InputError(f"--output {path}: {blocking} is a file, so no folder can be made there")
     for name in names:
-        if names.count(name) > 1 or name == ROW_COLUMN:
+        if names.count(name) > 1 or name in (ROW_COLUMN, USER_COLUMN):
             raise InputError(
                 f"system name {name!r}: taken by another system or column of the file; choose another --name"
             )
 
 
-def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> None:
+def write_results(
+    path: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Evaluation],
+    *,
+    users: Sequence[int] | np.ndarray | None = None,
+) -> None:
     """Write a results file, its ranks, and the lists of systems that kept them; what stood there is replaced.
 
-    Ranks are kept by row number of the split, never by user id. The schema of their file says `ORIGIN`, and of all
+    Ranks are kept by row number of the split, and whose row each is by number in order of first appearance, never by
+    user id. The schema of their file says `ORIGIN`, and of all
     systems and of each one's column ``exclude_seen`` (``true``, ``false``; ``both`` where the file holds either) and
     ``k``, the length of its lists: a target at or behind that place has rank -1.
 
@@ -104,17 +114,21 @@ def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluatio
         path: the JSON file.
         rows: what `result_row` made, one a system.
         evaluations: the same systems, scored on the same rows of the same split.
+        users: the user of each of these rows, in any numbers; None where they are not known, so that later intervals
+            take rows as independent.
 
     Raises:
-        InputError: as `check_output`, or systems of different splits or with different numbers of users.
+        InputError: as `check_output`, or systems of different splits or with different numbers of rows.
     """
     names = [evaluation.name for evaluation in evaluations]
     check_output(path, names)
-    users = {evaluation.users for evaluation in evaluations}
-    if len(users) != 1:
+    scored = {evaluation.users for evaluation in evaluations}
+    if len(scored) != 1:
         raise InputError(
-            f"results: systems were scored on {sorted(users)} users; one file holds systems on the same rows"
+            f"results: systems were scored on {sorted(scored)} users; one file holds systems on the same rows"
         )
+    if users is not None and len(users) not in scored:
+        raise InputError(f"results: users of {len(users)} rows, and {scored.pop()} were scored; give the user of each")
     for key in ORIGIN:
         values = list(dict.fromkeys(row[key] for row in rows if key in row))
         if len(values) > 1:
@@ -125,7 +139,8 @@ def write_results(path: str | Path, rows: Sequence[Mapping[str, Any]], evaluatio
     origin = {key: str(row[key]) for row in rows for key in ORIGIN if key in row} | _of_all(of_systems)
     columns = {evaluation.name: pa.array(evaluation.ranks, pa.int32()) for evaluation in evaluations}
     with whole_file(ranks_path(path)) as part:
-        write_columns(part, columns, origin=origin, of_systems=of_systems)
+        numbers = None if users is None else number_users(users)
+        write_columns(part, columns, origin=origin, of_systems=of_systems, users=numbers)
     write_lists(path, evaluations, origin=origin, of_systems=of_systems)
     write_json(path, {"results": [dict(row) for row in rows], "made_by": made_by()})
 
@@ -200,57 +215,9 @@ def read_origin(source: str) -> dict[str, str]:
     """
     path, name, table = read_columns(source, suffix=RANKS_SUFFIX)
     said = dict(table.schema.metadata or {})
-    if name or len(table.column_names) == 2:
+    if name or len(system_columns(table)) == 1:
         said |= table.schema.field(chosen_system(path, name, table)).metadata or {}
     return {key: said[key.encode()].decode() for key in (*ORIGIN, *OF_A_SYSTEM) if key.encode() in said}
-
-
-def read_list_length(source: str) -> int | None:
-    """Return the length of the lists in which targets were looked for; None in a file that does not say it.
-
-    A rank of -1 says that the target stands in none of so many places, so no metric at a cut above can be computed.
-
-    Args:
-        source: as for `read_ranks`.
-
-    Raises:
-        InputError: as `read_origin`, or a length that is no whole number above 0.
-    """
-    found = read_origin(source).get(LENGTH)
-    if found is None:
-        return None
-    if not found.isdecimal() or int(found) < 1:
-        raise InputError(f"{source}: its schema says k {found!r}, expected a whole number above 0; evaluate again")
-    return int(found)
-
-
-def check_cut(source: str, cut: int) -> None:
-    """Raise `InputError` when a metric's cut is above the length of the lists that a ranks file is of.
-
-    Args:
-        source: as for `read_ranks`; a file that does not say its length is taken.
-        cut: the ``k`` of a metric.
-    """
-    length = read_list_length(source)
-    if length is not None and cut > length:
-        raise InputError(
-            f"{source}: its lists have {length} places, so no metric at {cut} can be read from them; choose a cut up "
-            f"to {length}, or evaluate again with --ks {cut}"
-        )
-
-
-def check_same_rows(a: str, b: str) -> None:
-    """Raise `InputError` when two ranks files, named as for `read_ranks`, say that their rows are of different splits.
-
-    A file that does not say it is taken.
-    """
-    first, second = read_origin(a), read_origin(b)
-    for key in ORIGIN:
-        if key in first and key in second and first[key] != second[key]:
-            raise InputError(
-                f"{b}: {key} {second[key]!r}, and {a} is of {first[key]!r}; compare systems that were scored on the "
-                "same rows"
-            )
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

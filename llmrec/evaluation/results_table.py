@@ -11,8 +11,10 @@ import numpy as np
 
 from llmrec.artifacts import read_json, whole_file
 from llmrec.errors import InputError
-from llmrec.evaluation.runs import Run, check_comparable, group_seeds, load_runs
-from llmrec.evaluation.significance import Interval, mean_interval, pool_seeds
+from llmrec.evaluation.comparable import check_comparable, group_seeds, users_of
+from llmrec.evaluation.intervals import Interval
+from llmrec.evaluation.runs import Run, load_runs
+from llmrec.evaluation.seeds import score_interval
 
 SPEC_FILE = "table.json"
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -153,7 +155,7 @@ def _own(seeds: Sequence[Run], label: str | None, metrics: Sequence[str], level:
 
 def _interval(seeds: Sequence[Run], metric: str, level: float) -> Interval:
     values = np.stack([run.values(metric) for run in seeds])
-    return mean_interval(values[0], level=level) if len(seeds) == 1 else pool_seeds(values, level=level).interval
+    return score_interval(values, users=users_of(seeds), level=level)
 
 
 def figure(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Runs read back from results files, and whether they may stand in one table."""
+"""Runs read back from results files."""
 
 import re
 from collections import Counter
@@ -14,25 +14,12 @@ import pyarrow.parquet as pq
 from llmrec.artifacts import read_json
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import BOTH
-from llmrec.evaluation.lists import EXCLUDE_SEEN, LENGTH, RANKS_SUFFIX, ROW_COLUMN
+from llmrec.evaluation.lists import EXCLUDE_SEEN, LENGTH, RANKS_SUFFIX, ROW_COLUMN, USER_COLUMN, system_columns
 from llmrec.evaluation.metrics import per_user
 from llmrec.evaluation.results import ranks_path, read_results
 
-REMEDIES = {
-    "dataset": "compare systems on one dataset",
-    "split": "evaluate both with one --split",
-    "protocol": "evaluate both with one --protocol",
-    "catalog": "evaluate both with one dataset folder, for the catalogues differ",
-    "exclude_seen": "evaluate both with the same --exclude_seen",
-    "rows": "evaluate both on the same version of the dataset",
-}
-"""What must be equal for two runs to be compared, and what to do where it is not."""
-
-MEASURED = (
-    "seed", "metrics", "users", "seconds", "beyond", "slices", "latency", "sid_level", "by_target", "new_items",
-    "model", "revision", "tuned", "leaks",
-)  # fmt: skip
-"""Keys of a row that differ between seeds of one configuration."""
+FACTS = ("dataset", "split", "protocol", "catalog", "exclude_seen", "rows")
+"""What a ranks file says of its rows and how they were scored."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +29,13 @@ class Run:
     Args:
         name: what tables call it; told apart by its file where two files hold systems of one name.
         row: of the results file; the name and the origin alone where there is no such row.
-        ranks: ``(users,)`` int64, the target's place in its list from 0; -1 for a miss.
+        ranks: ``(rows,)`` int64, the target's place in its list from 0; -1 for a miss.
         k: length of the lists that the ranks were measured in; None where the file does not tell.
         source: the results file, or the ranks file where there is none.
         made_by: command, commit, versions, hardware and date; empty where unknown.
-        origin: what the ranks file says of its rows: dataset, split, protocol, ``exclude_seen``, ``catalog`` and
-            ``rows``.
+        origin: what the ranks file says of its rows, those of `FACTS`.
+        users: ``(rows,)`` the user of each row, numbered in order of first appearance; None where the file does not
+            tell.
     """
 
     name: str
@@ -57,6 +45,7 @@ class Run:
     source: Path
     made_by: Mapping[str, Any] = field(default_factory=dict, repr=False)
     origin: Mapping[str, str] = field(default_factory=dict, repr=False)
+    users: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def system(self) -> str:
@@ -81,13 +70,13 @@ class Run:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def values(self, metric: str) -> np.ndarray:
-        """Return the metric of every user.
+        """Return the metric of every row.
 
         Args:
             metric: ``recall@K``, ``ndcg@K``, ``mrr@K`` or ``map@K``.
 
         Returns:
-            ``(users,)`` float64.
+            ``(rows,)`` float64.
 
         Raises:
             InputError: an unknown metric, or a ``K`` above the length of the lists, in which a miss may be a hit that
@@ -127,103 +116,6 @@ def load_runs(sources: Sequence[str]) -> list[Run]:
     return _told_apart(list(runs.values()))
 
 
-def check_comparable(runs: Sequence[Run], *, allow_partial: bool = False) -> None:
-    """Raise `InputError` where two runs were not scored alike; both files, both values and the remedy are named.
-
-    Compared are dataset, split, protocol, catalogue, ``exclude_seen`` and the number of rows. What a file does not
-    tell is taken.
-
-    Args:
-        runs: to be compared.
-        allow_partial: take runs on a part of the split's rows (``--limit_users``), if all have as many.
-
-    Raises:
-        InputError: as above; or a run that lacks users of the split.
-    """
-    for run in runs if not allow_partial else ():
-        missing = int(run.fact("rows") or 0) - len(run.ranks)
-        if missing:
-            raise InputError(
-                f"{run.source}: {run.name!r} lacks {missing} of the split's {run.fact('rows')} users; evaluate it "
-                "again without --limit_users"
-            )
-    for key, remedy in REMEDIES.items():
-        known = [(run, run.fact(key)) for run in runs if run.fact(key) is not None]
-        for run, value in known:
-            first, expected = known[0]
-            if value != expected:
-                raise InputError(
-                    f"{run.source}: {key} {value!r} of {run.name!r}, and {first.source} has {expected!r} of "
-                    f"{first.name!r}; {remedy}"
-                )
-    for run in runs:
-        if len(run.ranks) != len(runs[0].ranks):
-            raise InputError(
-                f"{run.source}: {len(run.ranks)} users of {run.name!r}, and {runs[0].source} has "
-                f"{len(runs[0].ranks)} of {runs[0].name!r}; evaluate both on the same rows"
-            )
-
-
-def by_exclusion(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
-    """Return runs by their ``exclude_seen``, ``true`` or ``false``, in order of appearance; None where unknown."""
-    found: dict[str | None, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.fact("exclude_seen"), []).append(run)
-    return found
-
-
-def without_copies(runs: Sequence[Run]) -> list[Run]:
-    """Return runs without those that repeat an earlier one: the same system with the same ranks, scored alike.
-
-    Every file of ``evaluate.py`` holds the counting baselines; a table of several files needs them once.
-    """
-    kept: list[Run] = []
-    for run in runs:
-        facts = [run.system, run.row.get("settings"), *map(run.fact, REMEDIES)]
-        copies = (
-            facts == [other.system, other.row.get("settings"), *map(other.fact, REMEDIES)]
-            and np.array_equal(run.ranks, other.ranks)
-            for other in kept
-        )
-        if not any(copies):
-            kept.append(run)
-    shared = Counter(run.system for run in kept)
-    return [replace(run, name=run.system) if shared[run.system] == 1 else run for run in kept]
-
-
-def group_seeds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return runs grouped by configuration: those with one name and equal settings whose seeds all differ.
-
-    Args:
-        runs: in any order.
-
-    Returns:
-        Groups in order of their first run. A run without a seed, or with one that its group has already, stands alone.
-    """
-    groups: list[list[Run]] = []
-    for run in runs:
-        fitting = (
-            group
-            for group in groups
-            if run.seed is not None
-            and all(other.seed not in (None, run.seed) for other in group)
-            and _configuration(group[0]) == _configuration(run)
-        )
-        group = next(fitting, None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
-    return groups
-
-
-def _configuration(run: Run) -> dict[str, Any]:
-    left = {key: value for key, value in run.row.items() if key not in MEASURED}
-    if isinstance(left.get("settings"), Mapping):
-        left["settings"] = {key: value for key, value in left["settings"].items() if key != "seed"}
-    return left | {key: run.fact(key) for key in REMEDIES}
-
-
 def _stem(path: Path) -> str:
     return path.name.removesuffix(RANKS_SUFFIX).removesuffix(".json")
 
@@ -250,7 +142,8 @@ def _read_file(path: Path, name: str) -> list[Run]:
         table = pq.read_table(ranks_file)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{ranks_file}: not a readable ranks file ({error}); evaluate again") from error
-    columns = [column for column in table.column_names if column != ROW_COLUMN]
+    columns = system_columns(table)
+    users = _users(table, ranks_file)
     names = list(rows) if rows and path == results else columns
     if name and name not in names:
         raise InputError(f"{path}: no system {name!r}; it holds {', '.join(names)}")
@@ -259,11 +152,11 @@ def _read_file(path: Path, name: str) -> list[Run]:
         if system not in columns:
             raise InputError(f"{ranks_file}: no ranks of {system!r}, which {path} holds; evaluate again")
         metadata = _said_of(table, system)
-        origin = {key: metadata[key] for key in REMEDIES if key in metadata}
+        origin = {key: metadata[key] for key in FACTS if key in metadata}
         row = rows.get(system, {"name": system, **{key: origin[key] for key in origin if key != "rows"}})
         ranks = _ranks(table, system, row, origin, ranks_file)
         source = results if results.is_file() else ranks_file
-        found.append(Run(system, row, ranks, _list_length(metadata, row, ranks_file), source, made_by, origin))
+        found.append(Run(system, row, ranks, _list_length(metadata, row, ranks_file), source, made_by, origin, users))
     return found
 
 
@@ -301,6 +194,16 @@ def _ranks(table: pa.Table, system: str, row: Mapping[str, Any], origin: Mapping
     if not origin.get("rows", "0").isdecimal():
         raise InputError(f"{path}: rows {origin['rows']!r} in its schema is no number; evaluate again")
     return ranks
+
+
+def _users(table: pa.Table, path: Path) -> np.ndarray | None:
+    """Return the number of each row's user; None where the file does not tell."""
+    if USER_COLUMN not in table.column_names:
+        return None
+    column = table.column(USER_COLUMN)
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise InputError(f"{path}: its column {USER_COLUMN!r} is no number in every row; evaluate again")
+    return column.to_numpy().astype(np.int32)
 
 
 def _list_length(metadata: Mapping[str, str], row: Mapping[str, Any], path: Path) -> int | None:

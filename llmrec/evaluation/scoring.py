@@ -154,4 +154,4 @@ class Scoring:
 
     def write(self, path: str | Path) -> None:
         """Write results, ranks and lists, see `write_results`."""
-        write_results(path, self.results, self.evaluations)
+        write_results(path, self.results, self.evaluations, users=[row.user for row in self.rows])

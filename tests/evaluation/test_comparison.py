@@ -8,23 +8,19 @@ import pytest
 
 from llmrec.errors import InputError
 from llmrec.evaluation.comparison import compare_runs
+from llmrec.evaluation.corrections import benjamini_hochberg, holm
+from llmrec.evaluation.intervals import mean_interval, paired_bootstrap
 from llmrec.evaluation.runs import Run
-from llmrec.evaluation.significance import (
-    benjamini_hochberg,
-    holm,
-    mean_interval,
-    paired_bootstrap,
-    pool_seeds,
-    pooled_difference,
-    randomisation_test,
-)
+from llmrec.evaluation.seeds import pool_seeds, pooled_difference
+from llmrec.evaluation.significance import randomisation_test
 
 WHAT = {"dataset": "toys", "split": "test", "protocol": "leave_one_out", "exclude_seen": False}
 
 
-def run(name, ranks, *, display=None, k=10, **row):
+def run(name, ranks, *, display=None, k=10, users=None, **row):
     ranks = np.asarray(ranks)
-    return Run(display or name, {"name": name, **WHAT, **row}, ranks, k, Path(f"{display or name}.json"))
+    file = Path(f"{display or name}.json")
+    return Run(display or name, {"name": name, **WHAT, **row}, ranks, k, file, users=users)
 
 
 def ranks(seed, share, users=300):
@@ -86,7 +82,8 @@ def test_seeds_of_a_configuration_are_one_system():
 def test_all_of_it_is_json():
     found = compare_runs([A, run("none", np.full(300, -1))], metrics=["recall@10"], samples=200).to_json()
     assert json.loads(json.dumps(found)) == found
-    assert found["systems"][0] == {"name": "a", "seeds": [None], "users": 300, "sources": ["a.json"]}
+    assert found["systems"][0] == {"name": "a", "seeds": [None], "sources": ["a.json"]}
+    assert (found["rows"], found["users"]) == (300, None)
     assert [score["interval"]["rests_on_few"] for score in found["scores"]] == [False, True]
     assert (found["level"], found["samples"], found["seed"], found["correction"]) == (0.95, 200, 0, "holm")
     assert {"metric", "a", "b", "interval", "p", "adjusted", "test", "mark"} == set(found["pairs"][0])
@@ -95,10 +92,45 @@ def test_all_of_it_is_json():
 def test_too_few_samples_for_so_many_pairs_are_said(caplog):
     # 15 pairs: the least p that can be drawn from 200 samples is 1/201, and 15/201 is above .05; 15/301 is not.
     runs = [run(f"m{number}", ranks(number, 0.2, users=20)) for number in range(6)]
-    compare_runs(runs, metrics=["recall@10"], samples=300)
+    assert compare_runs(runs, metrics=["recall@10"], samples=300).least_samples == 0
     assert not caplog.records
-    compare_runs(runs, metrics=["recall@10"], samples=200)
+    found = compare_runs(runs, metrics=["recall@10"], samples=200)
+    assert found.least_samples == 300
     assert "15 pairs with 200 samples: no p that is drawn can earn a mark; 300 samples are the least" in caplog.text
+    # Benjamini and Hochberg's least p is not multiplied by the pairs where all are as small.
+    assert compare_runs(runs, metrics=["recall@10"], samples=200, correction="benjamini_hochberg").least_samples == 0
+
+
+def test_samples_grow_with_the_pairs_where_none_are_asked_for():
+    assert compare_runs([A, B], metrics=["recall@10"]).samples == 10_000
+    # 66 pairs at level .999: 66 / .001 samples are the least, and twice as many are more than are drawn at most.
+    runs = [run(f"m{number}", ranks(number, 0.2, users=5)) for number in range(12)]
+    assert compare_runs(runs, metrics=["recall@10"], level=0.998).samples == 66_000
+    assert compare_runs(runs, metrics=["recall@10"], level=0.999).samples == 100_000
+
+
+def test_rows_of_one_user_go_together():
+    users = np.repeat(np.arange(100), 3)
+    first, second = ranks(3, 0.5), ranks(4, 0.4)
+    found = compare_runs([run("a", first, users=users), run("b", second)], metrics=["recall@10"], samples=400)
+    values = [one.values("recall@10") for one in (run("a", first), run("b", second))]
+    assert (found.rows, found.users, found.may_repeat_users) == (300, 100, False)
+    assert found.scores[1].interval == mean_interval(values[1], users=users), "one file tells for all"
+    assert found.pairs[0].interval == paired_bootstrap(*values, users=users, samples=400)
+    assert found.pairs[0].p == randomisation_test(*values, users=users, samples=400)
+    seeds = [run("s", ranks(n, 0.3), display=f"s{n}", seed=n, users=users) for n in range(3)]
+    found = compare_runs([*seeds, run("b", second)], metrics=["recall@10"], samples=400)
+    pooled = np.stack([one.values("recall@10") for one in seeds])
+    assert found.scores[0].interval == pool_seeds(pooled, users=users).interval
+    assert found.pairs[0].p == pooled_difference(pooled, values[1][None], users=users).p
+    assert found.to_json()["scores"][0]["interval"]["rows"] == 300
+    with pytest.raises(InputError, match=r"b\.json: rows of 'b' are of other users than those of 'a' in a\.json"):
+        compare_runs([run("a", first, users=users), run("b", second, users=users[::-1])])
+
+
+def test_where_no_file_tells_the_users_rows_are_taken_as_independent():
+    assert not compare_runs([A], metrics=["recall@10"]).may_repeat_users, "leave-one-out has a row a user"
+    assert compare_runs([run("a", ranks(0, 0.5), protocol="temporal")], metrics=["recall@10"]).may_repeat_users
 
 
 def test_one_system_has_no_pairs():

@@ -11,12 +11,9 @@ import pytest
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import Evaluation
 from llmrec.evaluation.results import (
-    check_cut,
     check_output,
-    check_same_rows,
     format_table,
     ranks_path,
-    read_list_length,
     read_origin,
     read_ranks,
     read_results,
@@ -139,37 +136,22 @@ def test_a_ranks_file_says_how_its_lists_were_made(tmp_path):
     assert read_ranks(f"{path}:popularity").tolist() == [-1, -1, 1]
 
 
-def test_a_cut_beyond_the_lists_is_refused(tmp_path):
-    a, b = replace(A, ks=(1, 5)), replace(B, ks=(5, 10))
-    write_results(tmp_path / "x.json", [result_row(a, **SETTINGS), result_row(b, **SETTINGS)], [a, b])
+def test_whose_each_row_is_stands_by_number_and_never_by_id(tmp_path):
+    rows = [result_row(A, **SETTINGS), result_row(B, **SETTINGS)]
+    write_results(tmp_path / "x.json", rows, [A, B], users=[4711, 12, 4711])
     path = tmp_path / "x.ranks.parquet"
-    assert [read_list_length(f"{path}:{name}") for name in ("model", "popularity")] == [5, 10]
-    check_cut(f"{path}:model", 5)
-    check_cut(f"{path}:popularity", 10)
-    with pytest.raises(
-        InputError, match=r"x\.ranks\.parquet:model: its lists have 5 places, .*a cut up to 5, or eval"
-    ):
-        check_cut(f"{path}:model", 6)
-    # Files of before do not say it, and are taken.
-    pq.write_table(pa.table({"row": [0], "old": [-1]}), path)
-    assert read_list_length(f"{path}:old") is None
-    check_cut(f"{path}:old", 1000)
-    pq.write_table(pa.table({"row": [0], "old": [-1]}).replace_schema_metadata({"k": "ten"}), path)
-    with pytest.raises(InputError, match="its schema says k 'ten', expected a whole number"):
-        read_list_length(str(path))
-
-
-@pytest.mark.parametrize(("key", "value"), [("catalog", "xyz"), ("rows", 10), ("split", "valid")])
-def test_files_of_other_rows_are_told_apart(tmp_path, key, value):
-    known = {**SETTINGS, "catalog": "abc", "rows": 9}
-    write_results(tmp_path / "x.json", [result_row(A, **known)], [A])
-    write_results(tmp_path / "y.json", [result_row(B, **{**known, key: value})], [B])
-    write_results(tmp_path / "old.json", [{"name": "model"}], [A])
-    x, y, old = (str(tmp_path / f"{name}.ranks.parquet") for name in ("x", "y", "old"))
-    with pytest.raises(InputError, match=rf"y\.ranks\.parquet: {key} '{value}', and .*x\.ranks\.parquet is of"):
-        check_same_rows(x, y)
-    check_same_rows(x, x)
-    check_same_rows(x, old)
+    table = pq.read_table(path)
+    assert table.column_names == ["row", "user", "model", "popularity"]
+    assert table.column("user").to_pylist() == [0, 1, 0]
+    assert table.schema.field("user").type == pa.int32()
+    assert read_ranks(f"{path}:model").tolist() == [0, -1, 3]
+    write_results(tmp_path / "y.json", rows[:1], [A], users=[0, 1, 2])
+    assert read_ranks(str(tmp_path / "y.ranks.parquet")).tolist() == [0, -1, 3]
+    assert read_origin(str(tmp_path / "y.ranks.parquet"))["exclude_seen"] == "false"
+    with pytest.raises(InputError, match="users of 2 rows, and 3 were scored; give the user of each"):
+        write_results(tmp_path / "z.json", rows, [A, B], users=[0, 1])
+    with pytest.raises(InputError, match="system name 'user': taken"):
+        check_output(tmp_path / "x.json", ["user"])
 
 
 def test_table():

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec.errors import InputError
+from llmrec.evaluation.comparable import by_exclusion, check_comparable, group_seeds, users_of, without_copies
 from llmrec.evaluation.evaluator import Evaluation
 from llmrec.evaluation.results import result_row, write_results
-from llmrec.evaluation.runs import by_exclusion, check_comparable, group_seeds, load_runs, without_copies
+from llmrec.evaluation.runs import load_runs
 
 WHAT = {"dataset": "toys", "split": "test", "protocol": "leave_one_out", "exclude_seen": False}
 
@@ -215,3 +216,50 @@ def test_seeds_of_one_configuration_are_grouped(tmp_path):
     ]
     groups = [[run.source.stem for run in group] for group in group_seeds(load_runs(files))]
     assert groups == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6"]]
+
+
+def test_models_of_one_name_are_seeds_only_where_they_were_trained_alike(tmp_path):
+    def one(number, **row):
+        return write(
+            tmp_path / f"{number}.json", model=[number, 1], row={"seed": number, "model": f"runs/{number}", **row}
+        )
+
+    sft, grpo = {"trained_as": "aa"}, {"trained_as": "bb"}
+    files = [one(0, **sft), one(1, **sft), one(2, **grpo), one(3), one(4), one(5, **grpo), one(6, **sft, num_beams=5)]
+    groups = [[run.source.stem for run in group] for group in group_seeds(load_runs(files))]
+    assert groups == [["0", "1"], ["2", "5"], ["3"], ["4"], ["6"]]
+
+
+def test_fusions_of_seeds_are_pooled_whatever_weights_each_chose(tmp_path):
+    def one(number, *, trained_as="aa", **fused):
+        said = {
+            "method": "rrf",
+            "parts": ["model", "ease"],
+            "weights": {"model": number},
+            "chosen_on": "valid",
+            **fused,
+        }
+        row = {"seed": number, "fused": said, "trained_as": trained_as}
+        return write(tmp_path / f"{number}.json", both=[number, 1], row=row)
+
+    files = [one(0), one(1), one(2, method="beam_fusion"), one(3, chosen_on=None), one(4, trained_as=None), one(5)]
+    groups = [[run.source.stem for run in group] for group in group_seeds(load_runs(files))]
+    assert groups == [["0", "1", "5"], ["2"], ["3"], ["4"]]
+
+
+def test_whose_rows_they_are_is_read_back(tmp_path):
+    found = Evaluation("a", np.array([0, -1, 3]), {"recall@10": 0.0}, 3, 0.0)
+    files = []
+    for name, users in (("x", [7, 5, 7]), ("y", [7, 5, 5]), ("z", None)):
+        write_results(tmp_path / f"{name}.json", [result_row(found, **WHAT)], [found], users=users)
+        files.append(str(tmp_path / f"{name}.json"))
+    x, y, z = load_runs(files)
+    assert (x.users.tolist(), z.users) == ([0, 1, 0], None)
+    assert users_of([z, y]) is y.users
+    check_comparable([x, z])
+    with pytest.raises(InputError, match=r"y\.json: rows of 'a \(y\)' are of other users than those of 'a \(x\)'"):
+        check_comparable([x, y, z])
+    table = pq.read_table(tmp_path / "x.ranks.parquet")
+    pq.write_table(table.set_column(1, "user", pa.array([0.5, 1.0, 0.5])), tmp_path / "x.ranks.parquet")
+    with pytest.raises(InputError, match="its column 'user' is no number in every row; evaluate again"):
+        load_runs(files[:1])

@@ -15,6 +15,7 @@ from llmrec.evaluation.evaluator import evaluate
 from llmrec.evaluation.flags import exclude_seen_value, system_names
 from llmrec.evaluation.lists import read_lists
 from llmrec.evaluation.results import read_origin, read_ranks
+from llmrec.evaluation.runs import load_runs
 from llmrec.evaluation.scoring import Scoring
 
 
@@ -116,3 +117,13 @@ def test_the_flag_has_three_values():
 def test_one_evaluation_is_of_one_way(pens):
     with pytest.raises(InputError, match="exclude_seen 'both': one evaluation is of True or False"):
         evaluate(Popularity(), pens.split().test, items=40, exclude_seen="both")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_ranks_file_tells_whose_each_row_is(pens, tmp_path):
+    splits = pens.split()
+    rows = [splits.test[3], splits.test[1], splits.test[3]]
+    scoring = Scoring(pens, splits, rows, split="test", ks=(3,), progress=False)
+    scoring.add(Popularity().fit(splits.sequences, items=40), "popularity")
+    scoring.write(tmp_path / "x.json")
+    [run] = load_runs([str(tmp_path / "x.json")])
+    assert run.users.tolist() == [0, 1, 0]

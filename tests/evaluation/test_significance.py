@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 from reference import slow_evaluation as slow
 
 from llmrec.errors import InputError
-from llmrec.evaluation.significance import (
-    benjamini_hochberg,
-    holm,
-    mean_interval,
-    paired_bootstrap,
-    pool_seeds,
-    pooled_difference,
-    randomisation_test,
-)
+from llmrec.evaluation.corrections import benjamini_hochberg, holm
+from llmrec.evaluation.intervals import mean_interval, paired_bootstrap
+from llmrec.evaluation.seeds import pool_seeds, pooled_difference
+from llmrec.evaluation.significance import randomisation_test
 
 
 def test_a_constant_difference_has_no_width():
@@ -228,16 +223,21 @@ def test_adjusted_p_reject_what_the_procedures_reject(p_values, alpha):
 
 
 def test_seeds_and_users_by_hand():
-    # User means .25 .75, seed means .25 .75: variances .125, over 2 each .0625; nothing is left beside the two. The
-    # mean's variance is .125, degrees of freedom .125^2 / (2 x .0625^2 / 1) = 2, t at .975 is 4.302653.
-    pooled = pool_seeds(np.array([[0, 0.5], [0.5, 1]]))
+    # User means .25 .75, seed means .25 .75: variances .125, over 2 each .0625. With 1 degree of freedom t at .75 is
+    # 1, so that at level .5 the half widths are .25 and .25, together sqrt(.125).
+    values = np.array([[0, 0.5], [0.5, 1]])
+    pooled = pool_seeds(values, level=0.5)
     assert (pooled.interval.mean, pooled.seed_means) == (0.5, (0.25, 0.75))
     assert pooled.spread == pytest.approx(math.sqrt(0.125))
-    assert pooled.interval.high - 0.5 == pytest.approx(4.302653 * math.sqrt(0.125), rel=1e-6)
-    assert 0.5 - pooled.interval.low == pytest.approx(4.302653 * math.sqrt(0.125), rel=1e-6)
-    # With 2 degrees of freedom P(|T| > t) = 1 - t / sqrt(2 + t^2); t = .5 / sqrt(.125) = sqrt(2).
-    assert pooled.p == pytest.approx(1 - math.sqrt(2) / 2)
+    assert pooled.interval.high - 0.5 == pytest.approx(math.sqrt(0.125))
+    assert 0.5 - pooled.interval.low == pytest.approx(math.sqrt(0.125))
+    # With 1 degree of freedom P(|T| > t) = 1 - 2 / pi x atan(t); here t = .5 / sqrt(.125) = sqrt(2).
+    assert pooled.p == pytest.approx(1 - 2 / math.pi * math.atan(math.sqrt(2)))
     assert pooled.interval.method == "two-way"
+    # Metrics lie from 0 to 1, whatever t says: 12.7 x sqrt(.125) is 4.5.
+    assert (pool_seeds(values).interval.low, pool_seeds(values).interval.high) == (0, 1)
+    assert pooled_difference(values, values[:1]).interval.high == 1
+    assert pool_seeds(values + 1).interval.high > 2
 
 
 def test_equal_seeds_leave_the_chance_of_users_alone():
@@ -246,8 +246,10 @@ def test_equal_seeds_leave_the_chance_of_users_alone():
     half = 1.9647 * values.std(ddof=1) / math.sqrt(500)  # t with 499 degrees of freedom
     assert pooled.spread == pytest.approx(0)
     assert pooled.interval.high - pooled.interval.low == pytest.approx(2 * half, rel=1e-4)
-    constant = pool_seeds(np.full((2, 4), 0.5))
-    assert (constant.interval.low, constant.interval.high, constant.p) == (0.5, 0.5, 0)
+    # Without any spread at all, no hit for one, it is the interval of a single seed.
+    nothing, one = pool_seeds(np.zeros((2, 100))).interval, mean_interval(np.zeros(100))
+    assert (nothing.low, nothing.high) == (one.low, one.high)
+    assert pooled_difference(np.zeros((2, 4)), np.zeros((1, 4))).p == 1
 
 
 def test_pooled_differences_pair_users_and_not_seeds():
@@ -255,12 +257,11 @@ def test_pooled_differences_pair_users_and_not_seeds():
     a = users + np.array([[0.1], [0.12], [0.14]])
     b = users + np.array([[0.0], [0.05]])
     found = pooled_difference(a, b)
-    # Users cancel. Seeds: variance .02^2 / 3 = .000133 and .05^2 / 2 / 2 = .000625, together .000758.
+    # Users cancel. Seeds: variance .02^2 / 3 = .000133 with 2 degrees of freedom, t at .975 4.302653, and
+    # .05^2 / 2 / 2 = .000625 with 1, t 12.7062.
     assert found.interval.mean == pytest.approx(0.12 - 0.025)
-    freedom = 0.000758333**2 / (0.000133333**2 / 2 + 0.000625**2)
-    assert freedom == pytest.approx(1.439, abs=0.001)
-    # The t quantile of so few degrees of freedom lies between those of 1 (12.7) and 2 (4.3).
-    assert 4.3 * math.sqrt(0.000758) < found.interval.high - found.interval.mean < 12.7 * math.sqrt(0.000758)
+    half = math.sqrt(4.302653**2 * 0.00013333 + 12.7062**2 * 0.000625)
+    assert found.interval.high - found.interval.mean == pytest.approx(half, rel=1e-4)
     assert not found.interval.excludes_zero
     assert found.p > 0.05
     assert found.spread is None
@@ -269,12 +270,34 @@ def test_pooled_differences_pair_users_and_not_seeds():
 
 
 def test_the_variance_of_pooled_seeds_agrees_with_drawing_both():
-    # Ten seeds, so that the bootstrap, which takes seeds for the population, is short by a tenth only.
+    # Ten seeds, so that the bootstrap, which takes seeds for the population, is short by a tenth only; what is of
+    # neither seeds nor users alone is small, and both count it more than once.
     rng = np.random.default_rng(2)
     values = rng.normal(0, 1, 40) + rng.normal(0, 0.2, (10, 1)) + rng.normal(0, 0.1, (10, 40))
     drawn = np.std(slow.two_way_bootstrap(values.tolist(), 400, rng))
     pooled = pool_seeds(values, level=0.6827)
     assert (pooled.interval.high - pooled.interval.low) / 2 == pytest.approx(drawn, rel=0.15)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_pooled_seeds_cover_however_much_trainings_differ(seeds):
+    # Normal means and spreads of 400 users: the error of seeds is 2 times that of users; Satterthwaite's degrees of
+    # freedom covered .90, .93 and .94 here. Coverage .95 has standard error .007 of 1,000.
+    rng, covered = np.random.default_rng(seeds), 0
+    for _ in range(1000):
+        values = rng.normal(0, 1, 400) + rng.normal(0, 2 / 20 * math.sqrt(seeds), (seeds, 1))
+        interval = pool_seeds(values + rng.normal(0, 0.3, (seeds, 400))).interval
+        covered += interval.low <= 0 <= interval.high
+    assert covered / 1000 >= 0.95 - 0.015
+
+
+def test_the_p_of_a_pooled_difference_is_where_its_interval_ends_at_0():
+    rng = np.random.default_rng(6)
+    a, b = rng.random((3, 200)) + 0.05, rng.random((4, 200))
+    found = pooled_difference(a, b)
+    edge = pooled_difference(a, b, level=1 - found.p).interval
+    assert min(abs(edge.low), abs(edge.high)) == pytest.approx(0, abs=1e-9)
+    assert pooled_difference(a + 100, b).p == pytest.approx(1e-6, abs=1e-4)
 
 
 def test_bad_input_of_the_other_figures_is_refused():

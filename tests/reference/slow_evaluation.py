@@ -258,3 +258,35 @@ def two_way_bootstrap(values, samples, rng):
         columns = [rng.integers(users) for _ in range(users)]
         means.append(sum(values[row][column] for row in rows for column in columns) / (seeds * users))
     return means
+
+
+def _rows_of(users):
+    found = {}
+    for row, user in enumerate(users):
+        found.setdefault(user, []).append(row)
+    return list(found.values())
+
+
+def user_bootstrap(values, users, samples, rng):
+    """Means over rows of samples of users, each of whom brings all of their rows."""
+    own, means = _rows_of(users), []
+    for _ in range(samples):
+        rows = [row for _ in own for row in own[rng.integers(len(own))]]
+        means.append(sum(values[row] for row in rows) / len(rows))
+    return means
+
+
+def user_jackknife(values, users):
+    """Variance of the mean over rows, by how it moves when one user's rows are left out."""
+    mean, own = sum(values) / len(values), _rows_of(users)
+    without = []
+    for rows in own:
+        left = [value for row, value in enumerate(values) if row not in rows]
+        without.append(sum(left) / len(left))
+    return (len(own) - 1) / len(own) * sum((value - mean) ** 2 for value in without)
+
+
+def user_exchanges_counted_out(a, b, users):
+    """Share of all ways to exchange the systems in whole users whose difference is as large as the one found."""
+    own = [sum(a[row] - b[row] for row in rows) for rows in _rows_of(users)]
+    return randomisation_counted_out(own, [0.0] * len(own))
