@@ -20,12 +20,12 @@ from llmrec.artifacts import made_by, whole_file, write_json
 from llmrec.data.folder import load_dataset
 from llmrec.errors import InputError, run_command
 from llmrec.evaluation.consistency import check_file, format_findings
+from llmrec.evaluation.corrections import CORRECTIONS
 from llmrec.evaluation.report import pairs_markdown, read_makings, report_groups, report_markdown, scores_markdown
 from llmrec.evaluation.report_examples import EXAMPLES, examples_of, examples_section
 from llmrec.evaluation.report_html import write_html
 from llmrec.evaluation.report_page import report_page
 from llmrec.evaluation.results import check_output
-from llmrec.evaluation.significance import CORRECTIONS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

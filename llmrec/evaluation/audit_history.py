@@ -13,8 +13,8 @@ from llmrec.errors import InputError
 from llmrec.evaluation.audit_transitions import flat_sequences
 from llmrec.evaluation.evaluator import Evaluation, Recommender, evaluate
 from llmrec.evaluation.histories import Histories
+from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.metrics import per_user
-from llmrec.evaluation.significance import mean_interval
 from llmrec.evaluation.slices import by_history_length, slice_metrics
 
 LASTS: tuple[int | None, ...] = (1, 2, 5, None)

@@ -26,6 +26,8 @@ MEASURED = (
 )  # fmt: skip
 """Keys of a row that differ between seeds of one configuration; ``trained_as`` stands for ``model``."""
 
+ONE_ROW_A_USER = "leave_one_out"
+
 CHOSEN = ("weights", "constant")
 """What a fusion chooses on validation for each seed anew."""
 
@@ -87,6 +89,26 @@ def users_of(runs: Sequence[Run]) -> np.ndarray | None:
                 f"{first.source}; evaluate both on the same version of the dataset"
             )
     return known[0][1] if known else None
+
+
+def count_users(runs: Sequence[Run]) -> int | None:
+    """Return how many users the rows are of; None where no run tells and the protocol does not say one row a user.
+
+    Args:
+        runs: on the same rows, at least one.
+    """
+    users = users_of(runs)
+    if users is not None:
+        return len(np.unique(users))
+    one_each = any(run.fact("protocol") == ONE_ROW_A_USER for run in runs)
+    return len(runs[0].ranks) if one_each else None
+
+
+def words_on_rows(rows: int, users: int | None) -> str:
+    """Return how many users were scored, and how many rows where these are more, or users are not known."""
+    if users is None:
+        return f"{rows:,} rows"
+    return f"{rows:,} users" if rows == users else f"{rows:,} rows of {users:,} users"
 
 
 def by_exclusion(runs: Sequence[Run]) -> dict[str | None, list[Run]]:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmrec.errors import InputError
-from llmrec.evaluation.comparable import check_comparable, group_seeds, users_of
+from llmrec.evaluation.comparable import check_comparable, count_users, group_seeds, users_of
 from llmrec.evaluation.corrections import CORRECTIONS
 from llmrec.evaluation.intervals import Interval, paired_bootstrap
 from llmrec.evaluation.runs import Run
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 RANDOMISATION = "randomisation"
 TWO_WAY = "two-way t"
-ONE_ROW_A_USER = "leave_one_out"
 MARK = "*"
 SAMPLES = 10_000
 MOST_SAMPLES = 100_000
@@ -111,8 +110,8 @@ class Comparison:
         correction: ``holm`` or ``benjamini_hochberg``.
         family: which tests are corrected together, in words.
         rows: that were scored.
-        users: whose they are; None where no file tells.
-        protocol: how the split was made; None where no file tells.
+        users: whose they are; None where no file tells and the protocol does not say that each has one row: then rows
+            are taken as independent.
     """
 
     systems: tuple[System, ...]
@@ -127,12 +126,6 @@ class Comparison:
     family: str
     rows: int
     users: int | None
-    protocol: str | None
-
-    @property
-    def may_repeat_users(self) -> bool:
-        """Whether users may have several rows, and no file tells which: rows are taken as independent."""
-        return self.users is None and self.protocol != ONE_ROW_A_USER
 
     @property
     def least_samples(self) -> int:
@@ -272,9 +265,7 @@ def compare_runs(
     family = f"the {len(chosen)} pairs under one metric, {what}; metrics are not corrected for one another"
     found = Comparison(
         tuple(systems), tuple(metrics), reference, tuple(scores), tuple(pairs), level, samples, seed, correction,
-        family, rows=len(runs[0].ranks),
-        users=None if users is None else len(np.unique(users)),
-        protocol=next((fact for run in runs if (fact := run.fact("protocol"))), None),
+        family, rows=len(runs[0].ranks), users=count_users(runs),
     )  # fmt: skip
     if found.least_samples:
         logger.warning(

@@ -6,18 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.errors import InputError
-from llmrec.evaluation.comparable import by_exclusion, check_comparable, without_copies
+from llmrec.evaluation.comparable import by_exclusion, check_comparable, without_copies, words_on_rows
 from llmrec.evaluation.comparison import Comparison, Pair, Score, compare_runs
 from llmrec.evaluation.evaluator import EXCLUDED_SUFFIX
 from llmrec.evaluation.report_sections import cut_of, run_notes
 from llmrec.evaluation.report_training import Making, read_making
 from llmrec.evaluation.runs import Run, load_runs
+from llmrec.evaluation.seeds import FEW_SEEDS
 
 FACTS = ("dataset", "split", "protocol", "exclude_seen")
 SEEN_WORDS = {"true": "seen items left out", "false": "seen items kept", None: "seen items: the files do not tell"}
 FALLBACK_METRICS = ("recall@10", "ndcg@10")
 FEW_MARK = "\u2020"
 LEAST_P = 0.0001
+ROWS_ALONE = (
+    "Rows are taken as independent, for no file tells whose they are: where users have several, intervals are too "
+    "narrow and p too small; evaluate again with this version."
+)
+TWO_SEEDS = (
+    "Two seeds are too few: how much trainings differ is hardly known from two, so that such intervals are wide; "
+    "train a third."
+)
 CORRECTION_WORDS = {"holm": "Holm's", "benjamini_hochberg": "Benjamini and Hochberg's"}
 
 
@@ -27,13 +36,11 @@ class ReportGroup:
 
     Args:
         facts: ``dataset``, ``split``, ``protocol`` and ``exclude_seen``, None where no file tells.
-        users: rows that were scored.
         runs: one a seed and system, named as the report names them.
         comparison: of them.
     """
 
     facts: Mapping[str, str | None]
-    users: int
     runs: tuple[Run, ...] = field(repr=False)
     comparison: Comparison = field(repr=False)
 
@@ -44,15 +51,15 @@ class ReportGroup:
 
     @property
     def said(self) -> str:
-        """Dataset, split, protocol, what became of seen items, and the number of users, in words."""
+        """Dataset, split, protocol, what became of seen items, and the number of rows and users, in words."""
+        counted = words_on_rows(self.comparison.rows, self.comparison.users)
         known = [self.facts[key] or f"{key} unknown" for key in ("dataset", "split", "protocol")]
-        return f"{known[0]}, {known[1]} rows of {known[2]}, {self.seen}, {self.users:,} users"
+        return f"{known[0]}, {known[1]} rows of {known[2]}, {self.seen}, {counted}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the group as JSON values."""
         return {
             **self.facts,
-            "users": self.users,
             "notes": {run.name: notes for run in self.runs if (notes := run_notes(run))},
             **self.comparison.to_json(),
         }
@@ -112,7 +119,7 @@ def report_groups(
             for system in comparison.systems
             for run in system.runs
         ]
-        found.append(ReportGroup({**facts, "exclude_seen": seen}, len(group[0].ranks), tuple(shown), comparison))
+        found.append(ReportGroup({**facts, "exclude_seen": seen}, tuple(shown), comparison))
     return found
 
 
@@ -183,11 +190,16 @@ def p_text(p: float) -> str:
 
 
 def words_on_tests(comparison: Comparison) -> list[str]:
-    """Return sentences on intervals, marks, the correction, and what is tested."""
+    """Return sentences on intervals, marks, the correction, what is tested, and what these cannot say."""
     level = 100 * comparison.level
     words = [
-        f"In brackets: the {level:g} % interval of the mean over users, and over seeds where a system has several."
+        f"In brackets: the {level:g} % interval of the mean by the chance of users, and of seeds where a system has "
+        "several."
     ]
+    if comparison.users is None:
+        words.append(ROWS_ALONE)
+    elif comparison.users < comparison.rows:
+        words.append("All rows of a user are drawn and exchanged together, because they are alike.")
     if any(score.interval.rests_on_few for score in comparison.scores):
         words.append(f"{FEW_MARK}: it rests on fewer than 20 hits, and covers less often than it says.")
     if comparison.pairs:
@@ -202,6 +214,13 @@ def words_on_tests(comparison: Comparison) -> list[str]:
             f"Tests: paired {' and '.join(tests)}, two-sided; {comparison.samples:,} samples, seed {comparison.seed}. "
             "Intervals of differences are of each pair alone."
         )
+        if comparison.least_samples:
+            words.append(
+                "TOO FEW SAMPLES: no p that is drawn can earn a mark among so many pairs; "
+                f"{comparison.least_samples:,} are the least (--samples)."
+            )
+    if any(1 < len(system.runs) < FEW_SEEDS for system in comparison.systems):
+        words.append(TWO_SEEDS)
     if all(len(system.runs) == 1 for system in comparison.systems):
         words.append("Every trained system stands with one seed: the intervals say nothing of another training.")
     return words

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from llmrec.evaluation.comparable import users_of
 from llmrec.evaluation.comparison import Pair, Score
 from llmrec.evaluation.report import (
     ReportGroup,
@@ -22,7 +23,7 @@ from llmrec.evaluation.report_sections import (
     slices_section,
 )
 from llmrec.evaluation.report_training import Making, sid_quality_section, training_section
-from llmrec.evaluation.significance import mean_interval
+from llmrec.evaluation.seeds import score_interval
 
 
 def scores_section(group: ReportGroup, *, of: str = "") -> Markup:
@@ -152,7 +153,8 @@ def report_page(
         deepest = max(map(cut_of, metrics))
         deep = [metric for metric in metrics if cut_of(metric) == deepest]
         watched = next((metric for metric in deep if metric.startswith("recall")), deep[0])
-        intervals = {run.name: mean_interval(run.values(watched), level=group.comparison.level) for run in runs}
+        users, level = users_of(runs), group.comparison.level
+        intervals = {run.name: score_interval(run.values(watched)[None], users=users, level=level) for run in runs}
         no_row = "no results row holds them; evaluate again with this version"
         put(f"Scores{of}", scores_section(group, of=of), "")
         put(f"Differences{of}", pairs_section(group, of=of), "there is one system only")

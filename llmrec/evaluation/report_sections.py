@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmrec.evaluation.intervals import Interval
 from llmrec.evaluation.report_chart import Line, chart
 from llmrec.evaluation.report_html import Cell, Markup, bullets, element, number_cell, section, table
 from llmrec.evaluation.runs import Run
-from llmrec.evaluation.significance import Interval
 
 EMPTY_SLICE = "empty"
 BEYOND_FORMS = {

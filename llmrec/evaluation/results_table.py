@@ -11,10 +11,10 @@ import numpy as np
 
 from llmrec.artifacts import read_json, whole_file
 from llmrec.errors import InputError
-from llmrec.evaluation.comparable import check_comparable, group_seeds, users_of
-from llmrec.evaluation.intervals import Interval
+from llmrec.evaluation.comparable import check_comparable, count_users, group_seeds, users_of, words_on_rows
+from llmrec.evaluation.evaluator import EXCLUDED_SUFFIX
 from llmrec.evaluation.runs import Run, load_runs
-from llmrec.evaluation.seeds import score_interval
+from llmrec.evaluation.seeds import FEW_SEEDS, score_interval
 
 SPEC_FILE = "table.json"
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -22,6 +22,8 @@ WIDTH = 119
 METRIC_WORDS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 SEEN_WORDS = {"true": "left out", "false": "kept"}
 NOTHING = "-"
+ROWS_ALONE = "Rows are taken as independent where no file tells whose they are, which makes intervals too narrow"
+TWO_SEEDS = "Two seeds are too few: how much trainings differ is hardly known from two, and such intervals are wide."
 TABLE_KEYS = {"metrics", "level", "order_by", "groups"}
 GROUP_KEYS = {"set", "rows"}
 ROW_KEYS = {"label", "runs", "published", "source"}
@@ -34,14 +36,14 @@ class TableRow:
     Args:
         label: what the system is called.
         means: by metric; a published row may lack some.
-        half_widths: half the width of each mean's interval; empty for a published row.
+        intervals: ends of each mean's interval; empty for a published row.
         source: of a published row; None for our own.
         seeds: trainings that were pooled.
     """
 
     label: str
     means: Mapping[str, float]
-    half_widths: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
     source: str | None = None
     seeds: int = 1
 
@@ -55,16 +57,18 @@ class TableGroup:
         seen: what became of items already seen: ``kept`` or ``left out``.
         split: that was scored.
         protocol: how it was made.
-        users: rows that were scored.
+        users: that were scored; None where no file tells, and users may have several rows.
         rows: the lines.
+        scored: rows that were scored.
     """
 
     name: str
     seen: str
     split: str
     protocol: str
-    users: int
+    users: int | None
     rows: tuple[TableRow, ...]
+    scored: int
 
 
 def _refuse_unknown(value: Any, known: set[str], where: str) -> None:
@@ -104,36 +108,47 @@ def read_groups(spec_file: str | Path) -> tuple[list[TableGroup], list[str], flo
     for number, group in enumerate(spec["groups"]):
         where = f"{spec_file}: group {number}"
         _refuse_unknown(group, GROUP_KEYS, where)
-        rows, runs = [], []
+        published, ours = [], []
         for place, row in enumerate(group.get("rows", [])):
             _refuse_unknown(row, ROW_KEYS, f"{where}, row {place}")
             if ("published" in row) == ("runs" in row):
                 raise InputError(f"{where}, row {place}: give it either 'runs' or 'published'")
             if "published" in row:
-                rows.append(_published(row, metrics, f"{where}, row {place}"))
+                published.append((place, _published(row, metrics, f"{where}, row {place}")))
                 continue
             found = load_runs([str(spec_file.parent / run) for run in row["runs"]])
-            runs += found
             pooled = group_seeds(found)
             if "label" in row and len(pooled) > 1:
                 raise InputError(
                     f"{where}, row {place}: {pooled[0][0].name!r} and {pooled[1][0].name!r} are no seeds of one "
                     f"configuration, and share the label {row['label']!r}; give each a row of its own"
                 )
-            rows += [_own(seeds, row.get("label"), metrics, level) for seeds in pooled]
+            ours += [(place, seeds, row.get("label")) for seeds in pooled]
+        runs = [run for _, seeds, _ in ours for run in seeds]
         if not runs:
             raise InputError(f"{where}: no row of our own; published rows stand beside ours")
         check_comparable(runs)
+        users = users_of(runs)  # one file tells for all of the group
+        found = [(place, _own(seeds, label, metrics, level, users)) for place, seeds, label in ours]
+        rows = [row for _, row in sorted([*found, *published], key=lambda placed: placed[0])]
         if spec.get("order_by"):
             rows.sort(key=lambda row: -row.means.get(spec["order_by"], -1.0))
-        groups.append(_group(group.get("set"), runs[0], rows))
+        groups.append(_group(group.get("set"), runs, rows))
     return groups, metrics, level
 
 
-def _group(name: str | None, run: Run, rows: Sequence[TableRow]) -> TableGroup:
-    said = {key: run.fact(key) or "unknown" for key in ("dataset", "split", "protocol", "exclude_seen")}
+def _group(name: str | None, runs: Sequence[Run], rows: Sequence[TableRow]) -> TableGroup:
+    said = {key: runs[0].fact(key) or "unknown" for key in ("dataset", "split", "protocol", "exclude_seen")}
     seen = SEEN_WORDS.get(said["exclude_seen"], said["exclude_seen"])
-    return TableGroup(name or said["dataset"], seen, said["split"], said["protocol"], len(run.ranks), tuple(rows))
+    return TableGroup(
+        name or said["dataset"],
+        seen,
+        said["split"],
+        said["protocol"],
+        count_users(runs),
+        tuple(rows),
+        len(runs[0].ranks),
+    )
 
 
 def _published(row: Mapping[str, Any], metrics: Sequence[str], where: str) -> TableRow:
@@ -145,17 +160,16 @@ def _published(row: Mapping[str, Any], metrics: Sequence[str], where: str) -> Ta
     return TableRow(row["label"], dict(figures), {}, row["source"])
 
 
-def _own(seeds: Sequence[Run], label: str | None, metrics: Sequence[str], level: float) -> TableRow:
-    means, half = {}, {}
+def _own(
+    seeds: Sequence[Run], label: str | None, metrics: Sequence[str], level: float, users: np.ndarray | None
+) -> TableRow:
+    means, ends = {}, {}
     for metric in metrics:
-        interval = _interval(seeds, metric, level)
-        means[metric], half[metric] = interval.mean, (interval.high - interval.low) / 2
-    return TableRow(label or seeds[0].system, means, half, seeds=len(seeds))
-
-
-def _interval(seeds: Sequence[Run], metric: str, level: float) -> Interval:
-    values = np.stack([run.values(metric) for run in seeds])
-    return score_interval(values, users=users_of(seeds), level=level)
+        values = np.stack([run.values(metric) for run in seeds])
+        interval = score_interval(values, users=users, level=level)
+        means[metric], ends[metric] = interval.mean, (interval.low, interval.high)
+    name = seeds[0].system.removesuffix(EXCLUDED_SUFFIX)  # a column of its own says it
+    return TableRow(label or name, means, ends, seeds=len(seeds))
 
 
 def figure(value: float) -> str:
@@ -166,7 +180,8 @@ def figure(value: float) -> str:
 def _cell(row: TableRow, metric: str) -> str:
     if metric not in row.means:
         return NOTHING
-    return figure(row.means[metric]) + (f" ±{figure(row.half_widths[metric])}" if metric in row.half_widths else "")
+    ends = row.intervals.get(metric)
+    return figure(row.means[metric]) + (f" [{figure(ends[0])}, {figure(ends[1])}]" if ends else "")
 
 
 def _column(metric: str) -> str:
@@ -183,14 +198,19 @@ def results_markdown(groups: Sequence[TableGroup], metrics: Sequence[str], level
         level: of the intervals.
     """
     splits = sorted({f"{group.split} rows of {group.protocol}" for group in groups})
-    users = ", ".join(dict.fromkeys(f"{group.name} {group.users:,}" for group in groups))
+    counted = ", ".join(dict.fromkeys(f"{group.name} {words_on_rows(group.scored, group.users)}" for group in groups))
     pooled = (
         " (and seeds, where there are several)" if any(row.seeds > 1 for one in groups for row in one.rows) else ""
     )
     lead = (
-        f"{'; '.join(splits)}, ranked over the whole catalogue; users: {users}. ±: half of the {100 * level:g} % "
+        f"{'; '.join(splits)}, ranked over the whole catalogue: {counted}. In brackets: the {100 * level:g} % "
         f"interval over users{pooled}. *Seen*: whether items of the history may come out."
     )
+    unknown = list(dict.fromkeys(group.name for group in groups if group.users is None))
+    if unknown:
+        lead += f" {ROWS_ALONE} ({', '.join(unknown)})."
+    if any(1 < row.seeds < FEW_SEEDS for one in groups for row in one.rows):
+        lead += f" {TWO_SEEDS}"
     head = ["set", "seen", "system", *map(_column, metrics)]
     lines, sources = [head, ["---"] * 3 + ["---:"] * len(metrics)], []
     for group in groups:

@@ -7,10 +7,7 @@ from scipy.special import gammaln
 
 from llmrec.errors import InputError
 from llmrec.evaluation.by_user import repeated_users, user_sums
-from llmrec.evaluation.corrections import CORRECTIONS
-from llmrec.evaluation.intervals import Interval, differences_of, mean_interval, paired_bootstrap
-
-__all__ = ["CORRECTIONS", "Interval", "mean_interval", "paired_bootstrap", "randomisation_test"]
+from llmrec.evaluation.intervals import differences_of
 
 MAX_SIGNS = 2**22
 MAX_EXACT = 2**20

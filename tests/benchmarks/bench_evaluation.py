@@ -45,9 +45,9 @@ from llmrec.evaluation.beyond import diversity_of
 from llmrec.evaluation.categories import Categories
 from llmrec.evaluation.evaluator import Evaluation, evaluate
 from llmrec.evaluation.histories import Histories
+from llmrec.evaluation.intervals import paired_bootstrap
 from llmrec.evaluation.metrics import ndcg_at
 from llmrec.evaluation.profile import Facts, profile
-from llmrec.evaluation.significance import paired_bootstrap
 from llmrec.evaluation.slices import by_category, by_history_length, by_popularity, by_repetition, by_time
 
 Row = dict[str, Any]

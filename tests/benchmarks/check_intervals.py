@@ -9,8 +9,11 @@ at rank r (from 1) has a probability that falls as 1 / r. For each hit rate and 
 - differences: `paired_bootstrap` of two systems, the second with 0.9 of the first's hit rate; half of what both could
   have in common they hit for the same users at the same rank;
 - tests: how often `randomisation_test` finds p < .05 between two systems of equal hit rates;
-- seeds: `pool_seeds` and `pooled_difference` where each training moves the hit rate by a normal factor, beside a
-  bootstrap of seeds and users, and beside the interval of a single seed's mean; the truth is the mean over trainings.
+- users: the same where users have several rows, very unequal numbers of them, and users differ in how easy they are:
+  intervals and tests by user, and beside them those that take rows as independent;
+- seeds: `pool_seeds` and `pooled_difference` of 2, 3 and 5 seeds, where each training moves the hit rate by a normal
+  factor, so that the error of the mean by trainings is 0, 1, 2 and 4 times that by users; beside them the interval of
+  a single seed's mean, and the difference of one seed of each; the truth is the mean over trainings.
 
 The standard error of a coverage near .95 is .0049 with 2,000 repetitions. Rows that --out has already are kept, so
 that a check that was cut off goes on.
@@ -26,27 +29,27 @@ from tqdm import tqdm
 
 from llmrec.artifacts import made_by, read_json, write_json
 from llmrec.errors import run_command
+from llmrec.evaluation.intervals import MEAN_METHODS, Interval, mean_interval, paired_bootstrap
 from llmrec.evaluation.metrics import per_user
-from llmrec.evaluation.significance import (
-    MEAN_METHODS,
-    Interval,
-    mean_interval,
-    paired_bootstrap,
-    pool_seeds,
-    pooled_difference,
-    randomisation_test,
-)
+from llmrec.evaluation.seeds import pool_seeds, pooled_difference
+from llmrec.evaluation.significance import randomisation_test
 
 CUT = 10
 METRICS = (f"recall@{CUT}", f"ndcg@{CUT}")
 RANKS = np.append(np.arange(CUT), -1)
 RATES = (0.02, 0.05, 0.1, 0.3)
 USERS = (1000, 5000)
-SEEDS = (3, 5)
-MOVES = (0.0, 0.05)
-"""Standard deviation of the factor by which a training moves the hit rate."""
+SEEDS = (2, 3, 5)
+TIMES = (0, 1, 2, 4)
+"""The error of the mean over seeds by trainings, in errors by users."""
+SEED_USERS, SEED_RATE = 5000, 0.1
+CROWDS = {"166 users of 30 rows": (166, 30.0, 1.2), "2000 users of 2 rows": (2000, 2.0, 0.7)}
+"""Users, the median of their numbers of rows, and the spread of its logarithm (1.2: the largest has ten times 30)."""
+CROWD_RATES = (0.05, 0.1, 0.3)
 CONCENTRATION = 5.0
-"""How alike users are in seeds' simulations: their hit probabilities are Beta with this sum of parameters."""
+"""How alike users are in what they have: their hit probabilities are Beta with this sum of parameters."""
+TOLERANCE = 0.015
+"""How far a coverage may lie from the level that is stated."""
 
 
 def rank_law(rate: float) -> np.ndarray:
@@ -116,25 +119,44 @@ def check_pairs(
     return count(repetitions, f"{'tests' if equal else 'differences'} {rate:g} {users}", once)
 
 
-def bootstrap_both(values: np.ndarray, *, samples: int, rng: np.random.Generator) -> Interval:
-    """Return the percentile interval under draws of seeds and of users, apart from one another.
-
-    Paper: Owen, The Pigeonhole Bootstrap, 2007. Users with one pattern of hits over the seeds are drawn together.
-    """
-    seeds, users = values.shape
-    patterns, counts = np.unique(values, axis=1, return_counts=True)
-    drawn_users = rng.multinomial(users, counts / users, size=samples) / users
-    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=samples) / seeds
-    means = ((drawn_seeds @ patterns) * drawn_users).sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), 0.95, users)
-
-
-def check_seeds(
-    seeds: int, users: int, move: float, *, rate: float, repetitions: int, samples: int, seed: int
+def check_users(
+    users: int, median: float, spread: float, *, rate: float, repetitions: int, samples: int, seed: int
 ) -> dict[str, float]:
-    """Return the coverage of recall's mean, and of a difference of 0, over trainings and users."""
+    """Return the coverage of means and differences by user and by row, and how often tests of equal systems reject."""
     rng = np.random.default_rng(seed)
+    falling = rank_law(1.0)[:-1]
+    truth = {metric: rate * float(per_user(metric, RANKS[:-1]) @ falling) for metric in METRICS}
+
+    def once() -> dict[str, bool]:
+        sizes = np.maximum(1, median * np.exp(spread * rng.standard_normal(users))).astype(int)
+        owner = np.repeat(np.arange(users), sizes)
+        chance = rng.beta(CONCENTRATION * rate, CONCENTRATION * (1 - rate), (2, users))
+        # The other system finds half of the users exactly as hard, the rest on its own.
+        chance[1] = np.where(rng.random(users) < 0.5, chance[0], chance[1])
+        hits = rng.random((2, len(owner))) < chance[:, owner]
+        ranks = np.where(hits, rng.choice(CUT, size=hits.shape, p=falling), -1)
+        drawn, outcomes = {"samples": samples, "seed": int(rng.integers(2**31))}, {}
+        for metric in METRICS:
+            values = per_user(metric, ranks[0])
+            outcomes[f"{metric} wilson by user"] = covers(mean_interval(values, users=owner), truth[metric])
+            outcomes[f"{metric} rows alone"] = covers(mean_interval(values), truth[metric])
+        a, b = (per_user(METRICS[0], found) for found in ranks)
+        percentile = mean_interval(a, users=owner, method="percentile", **drawn)
+        outcomes[f"{METRICS[0]} percentile by user"] = covers(percentile, truth[METRICS[0]])
+        outcomes["difference by user"] = covers(paired_bootstrap(a, b, users=owner, **drawn), 0.0)
+        outcomes["test by user"] = randomisation_test(a, b, users=owner, **drawn) < 0.05
+        outcomes["test of rows"] = randomisation_test(a, b, **drawn) < 0.05
+        return outcomes
+
+    return count(repetitions, f"users {users} {rate:g}", once)
+
+
+def check_seeds(seeds: int, times: float, *, repetitions: int, samples: int, seed: int) -> dict[str, float]:
+    """Return the coverage of recall's mean, and of a difference of 0, over trainings and users."""
+    rng, rate, users = np.random.default_rng(seed), SEED_RATE, SEED_USERS
+    alike = 0.7 * rate * (1 - rate / 0.7) / (CONCENTRATION + 1)  # variance of the users' probabilities
+    by_users = (alike + (rate * (1 - rate) - alike) / seeds) / users
+    move = times * np.sqrt(by_users * seeds) / rate
 
     def train(chance: np.ndarray) -> np.ndarray:
         factors = 1 + move * rng.standard_normal((seeds, 1))
@@ -143,15 +165,15 @@ def check_seeds(
     def once() -> dict[str, bool]:
         chance = 0.7 * rng.beta(CONCENTRATION * rate / 0.7, CONCENTRATION * (1 - rate / 0.7), users)
         a, b = train(chance), train(chance)
+        drawn = {"samples": samples, "seed": int(rng.integers(2**31))}
         return {
             "pool_seeds": covers(pool_seeds(a).interval, rate),
-            "bootstrap of both": covers(bootstrap_both(a, samples=samples, rng=rng), rate),
             "one seed alone": covers(mean_interval(a[0]), rate),
             "pooled_difference": covers(pooled_difference(a, b).interval, 0.0),
-            "one seed of each": covers(paired_bootstrap(a[0], b[0], samples=samples, seed=seed), 0.0),
+            "one seed of each": covers(paired_bootstrap(a[0], b[0], **drawn), 0.0),
         }
 
-    return count(repetitions, f"seeds {seeds} {users} {move:g}", once)
+    return count(repetitions, f"seeds {seeds} {times:g}", once)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -173,11 +195,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             cells[f"means, {name}"] = lambda r=rate, u=users: check_means(r, u, **settings)
             cells[f"differences, {name}"] = lambda r=rate, u=users: check_pairs(r, u, **settings, equal=False)
             cells[f"tests, {name}"] = lambda r=rate, u=users: check_pairs(r, u, **settings, equal=True)
-        for seeds in SEEDS:
-            for move in MOVES:
-                cells[f"seeds, {seeds} of spread {move:g}, hit rate 0.1, {users} users"] = (
-                    lambda s=seeds, u=users, m=move: check_seeds(s, u, m, rate=0.1, **settings)
-                )
+    for crowd, (users, median, spread) in CROWDS.items():
+        for rate in CROWD_RATES:
+            cells[f"users, hit rate {rate:g}, {crowd}"] = (
+                lambda u=users, m=median, s=spread, r=rate: check_users(u, m, s, rate=r, **settings)
+            )  # fmt: skip
+    for seeds in SEEDS:
+        for times in TIMES:
+            cells[f"seeds, {seeds} with {times} times the error of users"] = (
+                lambda s=seeds, t=times: check_seeds(s, t, **settings)
+            )  # fmt: skip
     for name, check in cells.items():
         if name not in found:
             found[name] = check()

@@ -83,7 +83,7 @@ def test_all_of_it_is_json():
     found = compare_runs([A, run("none", np.full(300, -1))], metrics=["recall@10"], samples=200).to_json()
     assert json.loads(json.dumps(found)) == found
     assert found["systems"][0] == {"name": "a", "seeds": [None], "sources": ["a.json"]}
-    assert (found["rows"], found["users"]) == (300, None)
+    assert (found["rows"], found["users"]) == (300, 300)
     assert [score["interval"]["rests_on_few"] for score in found["scores"]] == [False, True]
     assert (found["level"], found["samples"], found["seed"], found["correction"]) == (0.95, 200, 0, "holm")
     assert {"metric", "a", "b", "interval", "p", "adjusted", "test", "mark"} == set(found["pairs"][0])
@@ -114,7 +114,7 @@ def test_rows_of_one_user_go_together():
     first, second = ranks(3, 0.5), ranks(4, 0.4)
     found = compare_runs([run("a", first, users=users), run("b", second)], metrics=["recall@10"], samples=400)
     values = [one.values("recall@10") for one in (run("a", first), run("b", second))]
-    assert (found.rows, found.users, found.may_repeat_users) == (300, 100, False)
+    assert (found.rows, found.users) == (300, 100)
     assert found.scores[1].interval == mean_interval(values[1], users=users), "one file tells for all"
     assert found.pairs[0].interval == paired_bootstrap(*values, users=users, samples=400)
     assert found.pairs[0].p == randomisation_test(*values, users=users, samples=400)
@@ -129,8 +129,9 @@ def test_rows_of_one_user_go_together():
 
 
 def test_where_no_file_tells_the_users_rows_are_taken_as_independent():
-    assert not compare_runs([A], metrics=["recall@10"]).may_repeat_users, "leave-one-out has a row a user"
-    assert compare_runs([run("a", ranks(0, 0.5), protocol="temporal")], metrics=["recall@10"]).may_repeat_users
+    # Leave-one-out has a row a user; by time, a user may have many.
+    assert compare_runs([A], metrics=["recall@10"]).users == 300
+    assert compare_runs([run("a", ranks(0, 0.5), protocol="temporal")], metrics=["recall@10"]).users is None
 
 
 def test_one_system_has_no_pairs():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmrec.errors import InputError
+from llmrec.evaluation.intervals import Interval
 from llmrec.evaluation.report_sections import (
     EMPTY_SLICE,
     beam_ladders,
@@ -26,7 +27,6 @@ from llmrec.evaluation.report_training import (
     validation_metrics,
 )
 from llmrec.evaluation.runs import Run
-from llmrec.evaluation.significance import Interval
 
 
 def a_run(name: str = "m", users: int = 4, origin: dict[str, str] | None = None, **row: Any) -> Run:

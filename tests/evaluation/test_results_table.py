@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,12 @@ MAIN = runpy.run_path(str(ROOT / "recipes" / "results_table.py"))["main"]
 METRICS = ["recall@10", "ndcg@10"]
 
 
-def results(path, systems, *, seen=False, seed=None, dataset="pens"):
+def results(path, systems, *, seen=False, seed=None, dataset="pens", protocol="leave_one_out", users=None):
     """Results of systems whose ranks of 100 users repeat what is given."""
     found = [Evaluation(name, np.resize(ranks, 100), {}, 100, 1.0, ks=(10,)) for name, ranks in systems.items()]
-    origin = {"dataset": dataset, "split": "test", "protocol": "leave_one_out"}
+    origin = {"dataset": dataset, "split": "test", "protocol": protocol}
     rows = [result_row(one, **origin, exclude_seen=seen, seed=seed) for one in found]
-    write_results(path, rows, found)
+    write_results(path, rows, found, users=users)
 
 
 def spec(folder, *rows, **more):
@@ -55,25 +56,45 @@ def test_figures_by_hand(tmp_path):
 
 
 def test_the_markdown_by_hand():
-    ours = TableRow("a|b", {"recall@10": 0.05284, "ndcg@10": 0.9}, {"recall@10": 0.0062, "ndcg@10": 0.01}, seeds=2)
+    ends = {"recall@10": (0.0001, 0.0591), "ndcg@10": (0.89, 1.0)}
+    ours = TableRow("a|b", {"recall@10": 0.05284, "ndcg@10": 0.9}, ends, seeds=3)
     theirs = TableRow("TIGER", {"recall@10": 0.0648}, {}, "Rajput et al. 2023")
-    group = TableGroup("beauty", "left out", "test", "leave_one_out", 22363, (ours, theirs))
+    group = TableGroup("beauty", "left out", "test", "leave_one_out", 22363, (ours, theirs), 22363)
     text = results_markdown([group], METRICS, 0.95)
     lead, table = text.split("\n\n", 1)
     assert max(map(len, text.splitlines())) <= 119
     assert " ".join(lead.split("\n")) == (
-        "Test rows of leave_one_out, ranked over the whole catalogue; users: beauty 22,363. ±: half of the 95 % "
+        "Test rows of leave_one_out, ranked over the whole catalogue: beauty 22,363 users. In brackets: the 95 % "
         "interval over users (and seeds, where there are several). *Seen*: whether items of the history may come out."
     )
     assert table.splitlines() == [
         "| set | seen | system | Recall@10 | NDCG@10 |",
         "| --- | --- | --- | ---: | ---: |",
-        "| beauty | left out | a\\|b (2 seeds) | .0528 ±.0062 | .9000 ±.0100 |",
+        "| beauty | left out | a\\|b (3 seeds) | .0528 [.0001, .0591] | .9000 [.8900, 1.0000] |",
         "| beauty | - | *TIGER* [1] | .0648 | - |",
         "",
         "In italics: as published, not measured here. [1] Rajput et al. 2023.",
     ]
     assert figure(1.0) == "1.0000"
+    two = replace(group, users=166, rows=(replace(ours, seeds=2),))
+    lead = " ".join(results_markdown([two], METRICS, 0.95).split("\n\n")[0].split("\n"))
+    assert "whole catalogue: beauty 22,363 rows of 166 users. In brackets" in lead
+    assert "Two seeds are too few: how much trainings differ is hardly known from two" in lead
+    lead = " ".join(results_markdown([replace(group, users=None)], METRICS, 0.95).split("\n\n")[0].split("\n"))
+    assert "whole catalogue: beauty 22,363 rows. In" in lead
+    assert lead.endswith("no file tells whose they are, which makes intervals too narrow (beauty).")
+
+
+def test_users_that_one_file_tells_are_those_of_all_rows(tmp_path):
+    results(tmp_path / "a.json", {"m": [0, -1]}, protocol="temporal")
+    alone = read_groups(spec(tmp_path, {"runs": ["a.json"]}))[0][0]
+    assert (alone.users, alone.scored) == (None, 100)
+    results(tmp_path / "b.json", {"n": [0, -1]}, protocol="temporal", users=[row // 50 for row in range(100)])
+    known = read_groups(spec(tmp_path, {"runs": ["a.json"]}, {"runs": ["b.json"]}))[0][0]
+    assert (known.users, known.scored) == (2, 100)
+    low, high = known.rows[0].intervals["recall@10"]
+    assert low < alone.rows[0].intervals["recall@10"][0] or high > alone.rows[0].intervals["recall@10"][1]
+    assert known.rows[0].intervals == known.rows[1].intervals
 
 
 def test_seeds_are_pooled_and_rows_ordered(tmp_path):
