@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", help="the system that others are compared with (default: each with each)")
     parser.add_argument("--dataset", help="dataset folder, for worked examples with titles")
     parser.add_argument("--bundles", nargs="+", default=[], metavar="[NAME=]FOLDER", help="for training curves, SIDs")
-    parser.add_argument("--samples", type=int, default=10_000, help="of bootstraps and tests (default: 10000)")
+    parser.add_argument("--samples", type=int, help="of bootstraps and tests (default: 10000, more for many pairs)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and examples (default: 0)")
     parser.add_argument("--level", type=float, default=0.95, help="confidence (default: 0.95)")
     parser.add_argument("--correction", choices=tuple(CORRECTIONS), default="holm", help="for many tests")
@@ -52,8 +52,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         wanted = " ".join(filter(None, [args.a or "A", args.b or "B", args.metric and f"--metrics {args.metric}"]))
         raise InputError(f"--a, --b and --metric are no more: write recipes/compare.py {wanted}")
     for flag, low in (("samples", 1), ("examples", 0), ("seed", 0)):
-        if getattr(args, flag) < low:
-            raise InputError(f"--{flag} {getattr(args, flag)}: at least {low}")
+        if (given := getattr(args, flag)) is not None and given < low:
+            raise InputError(f"--{flag} {given}: at least {low}")
     if not 0 < args.level < 1:
         raise InputError(f"--level {args.level}: between 0 and 1, such as 0.95")
     if not args.results and not args.check:

@@ -134,7 +134,7 @@ def heuristics(
             recommender, rows, items=items, ks=(CUT,), exclude_seen=exclude_seen, name=name, progress=progress,
             keep_lists=False,
         )  # fmt: skip
-        systems[name] = scores_of(found)
+        systems[name] = scores_of(found, rows)
         if name in ordered:
             order[name] = order_dependence(
                 recommender, rows, items=items, exclude_seen=exclude_seen, name=name, progress=progress

@@ -60,11 +60,17 @@ class LastItems:
         return torch.from_numpy(np.take_along_axis(lists, order, axis=1))
 
 
-def scores_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return recall and ndcg at `CUT`, and by ``recall@10_interval`` and so on the ends of their 95 % intervals."""
+def scores_of(evaluation: Evaluation, rows: Sequence[History]) -> dict[str, Any]:
+    """Return recall and ndcg at `CUT`, and by ``recall@10_interval`` and so on the ends of their 95 % intervals.
+
+    Args:
+        evaluation: of the rows.
+        rows: that were scored; those of one user are taken together.
+    """
+    users = np.array([row.user for row in rows])
     found: dict[str, Any] = {}
     for metric in (f"recall@{CUT}", f"ndcg@{CUT}"):
-        interval = mean_interval(per_user(metric, evaluation.ranks))
+        interval = mean_interval(per_user(metric, evaluation.ranks), users=users)
         found[metric] = interval.mean
         found[f"{metric}_interval"] = [interval.low, interval.high]
     return found
@@ -117,8 +123,9 @@ def history_dependence(
             if last == 1:
                 break
         assert best is not None
-        slices = slice_metrics(best[1].ranks, slicing, metrics=[f"recall@{CUT}", f"ndcg@{CUT}"])
-        found.append({"last": last, "variant": best[0], **scores_of(best[1]), "slices": slices})
+        users = np.array([row.user for row in rows])
+        slices = slice_metrics(best[1].ranks, slicing, metrics=[f"recall@{CUT}", f"ndcg@{CUT}"], users=users)
+        found.append({"last": last, "variant": best[0], **scores_of(best[1], rows), "slices": slices})
     return found
 
 

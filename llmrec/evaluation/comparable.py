@@ -120,22 +120,22 @@ def by_exclusion(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
 
 
 def without_copies(runs: Sequence[Run]) -> list[Run]:
-    """Return runs without those that repeat an earlier one: the same system with the same ranks, scored alike.
+    """Return runs without repetitions of an earlier one: those of one system and seed with equal ranks, scored alike.
 
     Every file of ``evaluate.py`` holds the counting baselines; a table of several files needs them once.
     """
     kept: list[Run] = []
     for run in runs:
-        facts = [run.system, run.row.get("settings"), *map(run.fact, REMEDIES)]
-        copies = (
-            facts == [other.system, other.row.get("settings"), *map(other.fact, REMEDIES)]
-            and np.array_equal(run.ranks, other.ranks)
-            for other in kept
-        )
+        facts = _told(run)
+        copies = (facts == _told(other) and np.array_equal(run.ranks, other.ranks) for other in kept)
         if not any(copies):
             kept.append(run)
     shared = Counter(run.system for run in kept)
     return [replace(run, name=run.system) if shared[run.system] == 1 else run for run in kept]
+
+
+def _told(run: Run) -> list[Any]:
+    return [run.system, run.seed, run.row.get("settings"), *map(run.fact, REMEDIES)]
 
 
 def group_seeds(runs: Sequence[Run]) -> list[list[Run]]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from llmrec.errors import InputError
 from llmrec.evaluation.comparable import check_comparable, count_users, group_seeds, users_of
 from llmrec.evaluation.corrections import CORRECTIONS
-from llmrec.evaluation.intervals import Interval, paired_bootstrap
+from llmrec.evaluation.intervals import Interval, difference_interval
 from llmrec.evaluation.runs import Run
 from llmrec.evaluation.seeds import pooled_difference, score_interval
 from llmrec.evaluation.significance import randomisation_test
@@ -304,7 +304,7 @@ def _difference(
         pooled = pooled_difference(a, b, users=users, level=level)
         return pooled.interval, pooled.p, TWO_WAY
     drawn = {"users": users, "samples": samples, "seed": seed}
-    interval = paired_bootstrap(a[0], b[0], level=level, **drawn)
+    interval = difference_interval(a[0], b[0], level=level, **drawn)
     return interval, randomisation_test(a[0], b[0], **drawn), RANDOMISATION
 
 

@@ -27,8 +27,8 @@ class Interval:
         high: upper end.
         level: confidence, such as 0.95.
         users: how many users it rests on.
-        method: how the ends were found: ``percentile``, ``wilson`` or ``two-way``, with `BY_USER` behind it where
-            users have several rows.
+        method: how the ends were found: ``percentile``, ``wilson``, ``jackknife`` or ``two-way``, with `BY_USER`
+            behind it where users have several rows.
         support: how many users' values are not 0: the hits, or the users in whom two systems differ.
         rows: over how many rows the mean goes; None where each user has one.
     """
@@ -96,6 +96,49 @@ def paired_bootstrap(
     """
     differences = differences_of(a, b, "paired interval")
     return _percentile(differences, users, samples=samples, seed=seed, level=level, what="paired interval")
+
+
+def difference_interval(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    users: np.ndarray | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Return the mean of ``a - b`` with its interval: `paired_bootstrap`, or a jackknife if users have several rows.
+
+    The bootstrap of users who differ much in their number of rows covers too little: .92 where .95 is stated, with 166
+    users of 1 to 300 rows. The jackknife weighs what each user moves, and its quantile of t how many users of one size
+    would weigh alike (`docs/evaluation.md` has both).
+
+    Args:
+        a: ``(rows,)`` values of one system.
+        b: ``(rows,)`` values of the other, for the same rows.
+        users: ``(rows,)`` the user of each row; None takes each row as a user.
+        samples: bootstrap samples, at least 100; the jackknife draws none.
+        seed: of the samples.
+        level: confidence, between 0 and 1.
+
+    Raises:
+        InputError: as `paired_bootstrap`.
+
+    Paper: as `llmrec.evaluation.by_user.error_of_mean`.
+    """
+    differences = differences_of(a, b, "paired interval")
+    numbers = repeated_users(users, len(differences))
+    if numbers is None:
+        return paired_bootstrap(a, b, samples=samples, seed=seed, level=level)
+    check_level(level, "paired interval")
+    variance, freedom = error_of_mean(differences, numbers)
+    mean, sums = float(differences.mean()), user_sums(differences, numbers)
+    low, high = -1.0, 1.0  # one user tells nothing of another
+    if math.isfinite(variance):
+        half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
+        low, high = mean - half, mean + half
+    support = int(np.count_nonzero(sums))
+    return Interval(mean, low, high, level, len(sums), "jackknife" + BY_USER, support, len(differences))
 
 
 def mean_interval(

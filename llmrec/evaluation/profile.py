@@ -46,6 +46,7 @@ class Facts:
         categories: of the items; None where they have none.
         vectors: ``(items, dim)`` embeddings for intra-list diversity, the same for all systems; None leaves it out.
         encoder: what made the vectors; it stands beside the figure.
+        users: ``(rows,)`` the user of each row; None takes each row as a user of its own.
     """
 
     histories: Histories
@@ -54,6 +55,7 @@ class Facts:
     categories: Categories | None = None
     vectors: np.ndarray | None = field(default=None, repr=False)
     encoder: str | None = None
+    users: np.ndarray | None = field(default=None, repr=False)
 
 
 def gather_facts(
@@ -102,7 +104,8 @@ def gather_facts(
         times = target_times(rows, dataset.interactions)
         if (times >= 0).any():
             slicings.append(by_time(times))
-    return Facts(histories, popularity, tuple(slicings), categories, vectors, encoder)
+    users = np.fromiter((row.user for row in rows), np.int64, len(rows))
+    return Facts(histories, popularity, tuple(slicings), categories, vectors, encoder, users)
 
 
 def profile(evaluation: Evaluation, facts: Facts, *, labels: np.ndarray | None = None) -> dict[str, Any]:
@@ -154,7 +157,8 @@ def profile(evaluation: Evaluation, facts: Facts, *, labels: np.ndarray | None =
     found: dict[str, Any] = {
         "beyond": {**beyond, "duplicates": evaluation.duplicates, "illegal": evaluation.illegal},
         "slices": {
-            slicing.name: slice_metrics(evaluation.ranks, slicing, metrics=metrics) for slicing in facts.slicings
+            slicing.name: slice_metrics(evaluation.ranks, slicing, metrics=metrics, users=facts.users)
+            for slicing in facts.slicings
         },
     }
     if evaluation.latency is not None:

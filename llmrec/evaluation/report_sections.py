@@ -148,7 +148,7 @@ def slices_section(runs: Sequence[Run], *, metrics: Sequence[str], of: str = "")
     if not parts:
         return None
     words = (
-        "± is half of the 95 % interval of the mean, by the spread between rows; where all rows are equal, as in a "
+        "± is half of the 95 % interval of the mean, by the spread between users; where all rows are equal, as in a "
         "slice without a hit, there is none, and their number stands instead. A bar is a share of the table's best."
     )
     return section(f"Slices{of}", *parts, element("p", words, class_="small"), id_=anchor("slices", of))

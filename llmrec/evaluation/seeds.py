@@ -83,7 +83,9 @@ def pooled_difference(a: np.ndarray, b: np.ndarray, *, users: np.ndarray | None 
     Raises:
         InputError: other rows, fewer than two, one seed on either side, or a level out of range.
 
-    Paper: as `pool_seeds`; users are paired, seeds are not. The p is 1 less the level at which the interval ends at 0.
+    Paper: as `pool_seeds`; users are paired, seeds are not, and the two spreads of seeds add up as in Welch, The
+    Generalization of Student's Problem When Several Different Population Variances Are Involved, 1947. The p is 1 less
+    the level at which the interval ends at 0.
     """
     return _pool([np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)], users, level=level)
 
@@ -99,10 +101,7 @@ def _pool(groups: list[np.ndarray], users: np.ndarray | None, *, level: float) -
     numbers = repeated_users(users, rows)
     per_row = groups[0].mean(axis=0) - (groups[1].mean(axis=0) if len(groups) > 1 else 0.0)
     mean = float(per_row.mean())
-    errors = [error_of_mean(per_row, numbers)]
-    errors += [
-        (float(group.mean(axis=1).var(ddof=1)) / len(group), len(group) - 1) for group in groups if len(group) > 1
-    ]
+    errors = [error_of_mean(per_row, numbers), _error_of_seeds([group for group in groups if len(group) > 1])]
     found = tuple(float(value) for group in groups for value in group.mean(axis=1))
     spread = float(np.std(found, ddof=1)) if len(groups) == 1 else None
     shares = all(group.min() >= 0 and group.max() <= 1 for group in groups)
@@ -121,6 +120,14 @@ def _pool(groups: list[np.ndarray], users: np.ndarray | None, *, level: float) -
     method = "two-way" if numbers is None else "two-way" + BY_USER
     interval = Interval(mean, low, high, level, len(own), method, int(np.count_nonzero(own)), **more)
     return Pooled(interval, found, spread, p)
+
+
+def _error_of_seeds(groups: list[np.ndarray]) -> tuple[float, float]:
+    """Return the variance of the (difference of) means by the chance of seeds, and Welch's degrees of freedom."""
+    parts = [(float(group.mean(axis=1).var(ddof=1)) / len(group), len(group) - 1) for group in groups]
+    variance = sum(part for part, _ in parts)
+    squares = sum(part**2 / freedom for part, freedom in parts)
+    return variance, variance**2 / squares if squares else 1.0
 
 
 def _half_width(errors: list[tuple[float, float]], tail: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmrec.errors import InputError
+from llmrec.evaluation.by_user import error_of_mean, repeated_users
 from llmrec.evaluation.categories import Categories
 from llmrec.evaluation.histories import Histories
 from llmrec.evaluation.metrics import per_user
@@ -147,17 +148,20 @@ def by_repetition(histories: Histories, *, items: int) -> Slicing:
     return Slicing("repetition", ("repeat", "explore"), meanings, member)
 
 
-def slice_metrics(ranks: np.ndarray, slicing: Slicing, *, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def slice_metrics(
+    ranks: np.ndarray, slicing: Slicing, *, metrics: Sequence[str], users: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Return the metrics of each slice.
 
     Args:
-        ranks: ``(users,)`` int64 ranks, -1 for a miss.
+        ranks: ``(rows,)`` int64 ranks, -1 for a miss.
         slicing: of the same rows.
         metrics: such as ``recall@10``.
+        users: ``(rows,)`` the user of each row; None takes each row as a user of its own.
 
     Returns:
         A dict a slice: ``slice``, ``means``, ``rows``, ``metrics`` and ``standard_errors`` (of those means, by the
-        spread between rows) by metric. In a slice without rows they are None, not 0; so is the error of a single row.
+        spread between users) by metric. In a slice without rows they are None, not 0; so is the error of one user.
 
     Raises:
         InputError: other rows, or an unknown metric.
@@ -167,8 +171,9 @@ def slice_metrics(ranks: np.ndarray, slicing: Slicing, *, metrics: Sequence[str]
             f"slices by {slicing.name}: they divide {len(slicing.member)} rows and there are {len(ranks)} ranks; give "
             "ranks of the same rows"
         )
-    inside = slicing.member >= 0
+    inside, numbers = slicing.member >= 0, repeated_users(users, len(ranks))
     member, ranks = slicing.member[inside], ranks[inside]
+    numbers = None if numbers is None else numbers[inside]
     counts = np.bincount(member, minlength=len(slicing.labels))
     found = [
         {"slice": label, "means": meaning, "rows": int(rows), "metrics": {}, "standard_errors": {}}
@@ -177,12 +182,24 @@ def slice_metrics(ranks: np.ndarray, slicing: Slicing, *, metrics: Sequence[str]
     for metric in metrics:
         values = per_user(metric, ranks)
         means = np.bincount(member, weights=values, minlength=len(counts)) / np.maximum(counts, 1)
-        spread = np.bincount(member, weights=(values - means[member]) ** 2, minlength=len(counts))
-        errors = np.sqrt(spread / np.maximum(counts - 1, 1) / np.maximum(counts, 1))
+        if numbers is None:
+            spread = np.bincount(member, weights=(values - means[member]) ** 2, minlength=len(counts))
+            errors = np.sqrt(spread / np.maximum(counts - 1, 1) / np.maximum(counts, 1))
+        else:
+            parts = [member == number for number in range(len(counts))]
+            errors = np.array([_error(values[part], numbers[part]) for part in parts])
         for number, rows in enumerate(counts.tolist()):
             found[number]["metrics"][metric] = float(means[number]) if rows else None
-            found[number]["standard_errors"][metric] = float(errors[number]) if rows > 1 else None
+            known = rows > 1 and np.isfinite(errors[number])
+            found[number]["standard_errors"][metric] = float(errors[number]) if known else None
     return found
+
+
+def _error(values: np.ndarray, users: np.ndarray) -> float:
+    """Return the standard error of a slice's mean by users; infinite without a second user."""
+    if not len(values):
+        return np.inf
+    return error_of_mean(values, repeated_users(users, len(values)))[0] ** 0.5
 
 
 def format_slices(

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from llmrec.artifacts import made_by, read_json, write_json
 from llmrec.errors import run_command
-from llmrec.evaluation.intervals import MEAN_METHODS, Interval, mean_interval, paired_bootstrap
+from llmrec.evaluation.intervals import MEAN_METHODS, Interval, difference_interval, mean_interval, paired_bootstrap
 from llmrec.evaluation.metrics import per_user
 from llmrec.evaluation.seeds import pool_seeds, pooled_difference
 from llmrec.evaluation.significance import randomisation_test
@@ -143,7 +143,8 @@ def check_users(
         a, b = (per_user(METRICS[0], found) for found in ranks)
         percentile = mean_interval(a, users=owner, method="percentile", **drawn)
         outcomes[f"{METRICS[0]} percentile by user"] = covers(percentile, truth[METRICS[0]])
-        outcomes["difference by user"] = covers(paired_bootstrap(a, b, users=owner, **drawn), 0.0)
+        outcomes["difference by user"] = covers(difference_interval(a, b, users=owner), 0.0)
+        outcomes["difference percentile by user"] = covers(paired_bootstrap(a, b, users=owner, **drawn), 0.0)
         outcomes["test by user"] = randomisation_test(a, b, users=owner, **drawn) < 0.05
         outcomes["test of rows"] = randomisation_test(a, b, **drawn) < 0.05
         return outcomes

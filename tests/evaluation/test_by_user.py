@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import slow_evaluation as slow
+from scipy.special import stdtrit
 
 from llmrec.errors import InputError
 from llmrec.evaluation.by_user import error_of_mean, number_users, repeated_users
-from llmrec.evaluation.intervals import mean_interval, paired_bootstrap
+from llmrec.evaluation.intervals import difference_interval, mean_interval, paired_bootstrap
 from llmrec.evaluation.seeds import pool_seeds, pooled_difference
 from llmrec.evaluation.significance import randomisation_test
 
@@ -66,6 +67,20 @@ def test_the_bootstrap_draws_whole_users():
     assert found.high == pytest.approx(high, abs=0.01)
     assert found.mean == pytest.approx((a - b).mean())
     assert (found.method, found.users, found.rows) == ("percentile by user", len(set(users.tolist())), 200)
+
+
+def test_the_interval_of_a_difference_is_the_jackknife_of_users():
+    # Users of 2, 1 and 1 rows, as above: mean .5, variance .2037, t at .975 with 1.667 degrees of freedom.
+    users = np.array([0, 0, 1, 2])
+    found = difference_interval(np.array([1.0, 1, 0, 0]), np.zeros(4), users=users)
+    assert (found.mean, found.users, found.rows, found.support) == (0.5, 3, 4, 1)
+    assert found.method == "jackknife by user"
+    assert found.high - 0.5 == pytest.approx(stdtrit(5 / 3, 0.975) * 0.2037**0.5, rel=1e-3)
+    assert difference_interval(np.ones(4), np.zeros(4)) == paired_bootstrap(np.ones(4), np.zeros(4))
+    alone = difference_interval(np.ones(4), np.zeros(4), users=np.zeros(4, dtype=int))
+    assert (alone.low, alone.high) == (-1, 1)
+    with pytest.raises(InputError, match="paired interval: level 95"):
+        difference_interval(np.ones(4), np.zeros(4), users=users, level=95)
 
 
 def test_rows_that_repeat_their_user_say_nothing_new():

@@ -9,7 +9,7 @@ import pytest
 from llmrec.errors import InputError
 from llmrec.evaluation.comparison import compare_runs
 from llmrec.evaluation.corrections import benjamini_hochberg, holm
-from llmrec.evaluation.intervals import mean_interval, paired_bootstrap
+from llmrec.evaluation.intervals import difference_interval, mean_interval, paired_bootstrap
 from llmrec.evaluation.runs import Run
 from llmrec.evaluation.seeds import pool_seeds, pooled_difference
 from llmrec.evaluation.significance import randomisation_test
@@ -116,7 +116,7 @@ def test_rows_of_one_user_go_together():
     values = [one.values("recall@10") for one in (run("a", first), run("b", second))]
     assert (found.rows, found.users) == (300, 100)
     assert found.scores[1].interval == mean_interval(values[1], users=users), "one file tells for all"
-    assert found.pairs[0].interval == paired_bootstrap(*values, users=users, samples=400)
+    assert found.pairs[0].interval == difference_interval(*values, users=users)
     assert found.pairs[0].p == randomisation_test(*values, users=users, samples=400)
     seeds = [run("s", ranks(n, 0.3), display=f"s{n}", seed=n, users=users) for n in range(3)]
     found = compare_runs([*seeds, run("b", second)], metrics=["recall@10"], samples=400)

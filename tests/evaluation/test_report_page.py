@@ -14,7 +14,7 @@ import pytest
 
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import Evaluation
-from llmrec.evaluation.report import common_metrics, read_makings, report_groups, report_markdown
+from llmrec.evaluation.report import common_metrics, read_makings, report_groups, report_markdown, words_on_tests
 from llmrec.evaluation.report_examples import Example, examples_section
 from llmrec.evaluation.report_page import report_page
 from llmrec.evaluation.results import result_row, write_results
@@ -135,6 +135,44 @@ def test_the_reference_is_the_one_of_its_table(tmp_path: Path):
     assert page.count("knn &lt;b&gt; (reference)") == 2
     with pytest.raises(InputError, match="--reference 'other': no such system; choose one of knn <b>"):
         report_groups(files, reference="other")
+
+
+def test_what_the_figures_cannot_say_stands_on_the_page_and_in_the_markdown(tmp_path: Path):
+    def said(*files: str, **settings: Any) -> tuple[str, Any]:
+        groups = report_groups(files, **settings)
+        page = unescape(re.sub("<[^>]*>", "", report_page(groups, made="x")))
+        markdown = report_markdown(groups, made="x")
+        words = words_on_tests(groups[0].comparison)
+        assert all(word in markdown and word in page for word in words)
+        return " ".join(words), groups[0]
+
+    def file(name: str, *, users: list[int] | None = None, protocol: str = "temporal", **row: Any) -> str:
+        one = Evaluation("m", np.resize([0, -1, 3], 60), {"recall@10": 0.1}, 60, 1.0, ks=(10,))
+        found = [replace(one, name=f"m{number}") for number in range(4)] if name == "many" else [one]
+        origin = {"dataset": "pens", "split": "test", "protocol": protocol, "exclude_seen": False}
+        write_results(tmp_path / name, [result_row(each, **origin, **row) for each in found], found, users=users)
+        return str(tmp_path / name)
+
+    alone = "Rows are taken as independent, for no file tells whose they are"
+    words, group = said(file("unknown"))
+    assert alone in words
+    assert group.said.endswith("test rows of temporal, seen items kept, 60 rows")
+    words, group = said(file("known", users=[row // 6 for row in range(60)]))
+    assert alone not in words
+    assert "All rows of a user are drawn and exchanged together" in words
+    assert group.said.endswith("60 rows of 10 users")
+    assert (group.to_json()["rows"], group.to_json()["users"]) == (60, 10)
+    words, group = said(file("whole", protocol="leave_one_out"))
+    assert alone not in words
+    assert group.said.endswith("60 users")
+    # Six pairs, and the least p of 100 samples is 1/101: six times that is above .05.
+    words, _ = said(file("many", protocol="leave_one_out"), samples=100)
+    assert "TOO FEW SAMPLES: no p that is drawn can earn a mark among so many pairs; 120 are the least" in words
+    words, _ = said(file("many", protocol="leave_one_out"))
+    assert "TOO FEW SAMPLES" not in words
+    two = [file(f"seed{seed}", protocol="leave_one_out", seed=seed) for seed in range(3)]
+    assert "Two seeds are too few" in said(*two[:2])[0]
+    assert "Two seeds are too few" not in said(*two)[0]
 
 
 def test_default_metrics_are_those_of_all_files(tmp_path: Path):

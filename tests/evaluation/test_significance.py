@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import slow_evaluation as slow
+from scipy.special import stdtrit
 
 from llmrec.errors import InputError
 from llmrec.evaluation.corrections import benjamini_hochberg, holm
@@ -257,11 +258,14 @@ def test_pooled_differences_pair_users_and_not_seeds():
     a = users + np.array([[0.1], [0.12], [0.14]])
     b = users + np.array([[0.0], [0.05]])
     found = pooled_difference(a, b)
-    # Users cancel. Seeds: variance .02^2 / 3 = .000133 with 2 degrees of freedom, t at .975 4.302653, and
-    # .05^2 / 2 / 2 = .000625 with 1, t 12.7062.
+    # Users cancel. Seeds: variance .02^2 / 3 = .000133 with 2 degrees of freedom and .05^2 / 2 / 2 = .000625 with 1,
+    # together .000758 with .000758^2 / (.000133^2 / 2 + .000625^2) = 1.44 (Welch).
     assert found.interval.mean == pytest.approx(0.12 - 0.025)
-    half = math.sqrt(4.302653**2 * 0.00013333 + 12.7062**2 * 0.000625)
-    assert found.interval.high - found.interval.mean == pytest.approx(half, rel=1e-4)
+    freedom = 0.000758333**2 / (0.000133333**2 / 2 + 0.000625**2)
+    assert freedom == pytest.approx(1.439, abs=0.001)
+    assert found.interval.high - found.interval.mean == pytest.approx(
+        stdtrit(freedom, 0.975) * math.sqrt(0.000758333), rel=1e-4
+    )
     assert not found.interval.excludes_zero
     assert found.p > 0.05
     assert found.spread is None

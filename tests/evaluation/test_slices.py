@@ -132,6 +132,20 @@ def test_means_equal_the_slow_twin(pairs):
             assert got == tuple(value if value is None else pytest.approx(value, abs=1e-12) for value in (mean, error))
 
 
+@given(st.lists(st.tuples(st.integers(-1, 12), st.integers(-1, 1), st.integers(0, 3)), min_size=2, max_size=20))
+def test_errors_of_slices_go_by_users(rows):
+    ranks, member, users = (np.array(column) for column in zip(*rows, strict=True))
+    found = slice_metrics(ranks, Slicing("made", ("x", "y"), ("", ""), member), metrics=["recall@5"], users=users)
+    for number, row in enumerate(found):
+        hits = [float(0 <= rank < 5) for rank in ranks[member == number]]
+        own = users[member == number].tolist()
+        expected = slow.user_jackknife(hits, own) ** 0.5 if len(set(own)) > 1 else None
+        assert row["standard_errors"]["recall@5"] == (
+            expected if expected is None else pytest.approx(expected, abs=1e-9)
+        )
+        assert row["metrics"]["recall@5"] == (pytest.approx(np.mean(hits)) if hits else None)
+
+
 def test_table_shows_what_is_empty():
     slicing = Slicing("made", ("some", "one", "same", "none"), ("",) * 4, np.array([0, 0, 0, 0, 1, 2, 2]))
     slices = {"made": slice_metrics(np.array([0, -1, -1, -1, 0, -1, -1]), slicing, metrics=["recall@1"])}
