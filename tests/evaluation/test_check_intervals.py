@@ -75,10 +75,11 @@ def test_users_with_several_rows_are_covered_and_rows_taken_as_independent_are_n
     found = measured("users")
     assert len(found) == len(check.CROWDS) * len(check.CROWD_RATES)
     for name, row in found.items():
-        # A few users with most of the rows: what is left of 166 is as good as some 50, see docs/evaluation.md.
+        # With most of the rows in a few users' hands 166 are as good as some 50, and the tolerance is twice as wide.
         allowed = check.TOLERANCE if "2000 users" in name else 2 * check.TOLERANCE
         for metric in check.METRICS:
             assert row[f"{metric} wilson by user"] == pytest.approx(0.95, abs=allowed), (name, metric)
-            assert row[f"{metric} rows alone"] < 0.9
-        assert row["difference by user"] == pytest.approx(0.95, abs=check.TOLERANCE), name
+            assert row[f"{metric} rows alone"] < 0.95 - check.TOLERANCE, (name, metric)
+        assert row["difference by user"] == pytest.approx(0.95, abs=allowed), name
+        assert row["difference by user"] >= 0.95 - check.TOLERANCE, name
         assert row["test by user"] <= 0.05 + check.TOLERANCE < row["test of rows"], name
