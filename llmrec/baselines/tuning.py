@@ -234,7 +234,9 @@ def tune(
     settings = chosen["settings"]
     if settings != best_settings:  # measured by an earlier call
         return Tuned(settings, trials, fit_or_load(kind, settings, data, name=name, cache=cache))
-    folder = _folder(best, settings, data, name=name, cache=cache)
+    folder = (
+        _folder(best, settings, data, name=name, cache=cache) if late else None
+    )  # other fits are kept as they come
     if folder is not None:
         best.save_pretrained(folder)
     return Tuned(settings, trials, best)

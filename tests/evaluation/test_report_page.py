@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_kit import browse
 
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import Evaluation
@@ -208,33 +207,23 @@ frame.srcdoc = SOURCE;
 """
 
 
-def browse(page: str, folder: Path, *, width: int) -> tuple[dict[str, Any], list[str]]:
+def measured(page: str, folder: Path, *, width: int) -> tuple[dict[str, Any], list[str]]:
     """Open a page in a frame of a width, and return what it measures and what stands on the console."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here; apt-get install chromium")
     source = json.dumps(page).replace("<", "\\u003c")
-    host = f'<!doctype html><iframe style="width: {width}px; height: 900px; border: 0"></iframe><pre id="said"></pre>'
-    (folder / "host.html").write_text(f"{host}<script>{MEASURE.replace('SOURCE', source)}</script>", encoding="ascii")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000",
-        "--virtual-time-budget=3000", "--dump-dom", f"file://{folder / 'host.html'}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, timeout=240, check=False)
-    errors = done.stderr.decode("utf-8", "replace")
-    assert done.returncode == 0, errors
-    said = re.search(r'<pre id="said">(.*?)</pre>', done.stdout.decode("utf-8"), re.DOTALL)
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0"></iframe><pre id="said"></pre>'
+    host = f"<!doctype html><body>{frame}</body>"
+    drawn, console = browse(host, folder, then=MEASURE.replace("SOURCE", source), timeout=240)
+    said = re.search(r'<pre id="said">(.*?)</pre>', drawn, re.DOTALL)
     assert said is not None
-    assert said[1], errors
-    return json.loads(unescape(said[1])), [line for line in errors.splitlines() if "CONSOLE" in line]
+    assert said[1], console
+    return json.loads(unescape(said[1])), console
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_it_without_a_word_and_within_its_width(tmp_path: Path, width: int):
     page = whole_page(tmp_path)
-    said, console = browse(page, tmp_path, width=width)
+    said, console = measured(page, tmp_path, width=width)
     assert console == []
     assert said["ready"] == "yes"
     assert said["wide"] <= width
@@ -249,6 +238,6 @@ def test_a_browser_shows_it_without_a_word_and_within_its_width(tmp_path: Path, 
 @pytest.mark.browser
 def test_the_checks_of_the_browser_can_fail(tmp_path: Path):
     page = whole_page(tmp_path).replace("</main>", "<div style='width: 900px'>x</div></main>")
-    said, console = browse(page.replace('ready = "yes";', 'ready = "yes"; undefined.x;'), tmp_path, width=400)
+    said, console = measured(page.replace('ready = "yes";', 'ready = "yes"; undefined.x;'), tmp_path, width=400)
     assert said["wide"] > 400
     assert any("TypeError" in line for line in console)

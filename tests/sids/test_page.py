@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_kit import browse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.slow_sids import slow_tree
@@ -232,34 +231,16 @@ class Elements(HTMLParser):
             self.text[name] = self.text.get(name, "") + data
 
 
-def browse(page: str, folder: Path, *, at: str = "", then: str = "") -> tuple[Elements, list[str]]:
-    """Open a page in headless Chromium and return what it draws, and what it says on the console.
-
-    Args:
-        page: HTML.
-        folder: an empty one.
-        at: what stands behind the address.
-        then: JavaScript that runs when the page is drawn.
-    """
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here; apt-get install chromium")
-    (folder / "page.html").write_text(page.replace("</body>", f"<script>{then}</script></body>"), encoding="ascii")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",
-        "--dump-dom", f"file://{folder / 'page.html'}{at}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    errors = done.stderr.decode("utf-8", "replace")
-    assert done.returncode == 0, errors
-    return Elements(done.stdout.decode("utf-8")), [line for line in errors.splitlines() if "CONSOLE" in line]
+def drawn_by_a_browser(page: str, folder: Path, **more: str) -> tuple[Elements, list[str]]:
+    """What headless Chromium draws of a page, and what it says on the console."""
+    drawn, console = browse(page, folder, **more)
+    return Elements(drawn), console
 
 
 @pytest.mark.browser
 def test_a_browser_draws_every_figure(tmp_path: Path):
     data = some_page()
-    drawn, console = browse(page_html(data), tmp_path)
+    drawn, console = drawn_by_a_browser(page_html(data), tmp_path)
     assert console == []
     assert drawn.root["data-ready"] == "yes"
     assert drawn.classes["arc"] == len(data["tree"]["code"]) - 1
@@ -288,7 +269,7 @@ def test_an_address_leads_into_the_tree_and_clicks_and_search_do_too(tmp_path: P
     first = tree["parent"].index(0)
     second = tree["parent"].index(first)
     steps = f"{tree['code'][first]}-{tree['code'][second]}"
-    drawn, console = browse(page_html(data), tmp_path, at=f"#{steps}")
+    drawn, console = drawn_by_a_browser(page_html(data), tmp_path, at=f"#{steps}")
     assert console == []
     assert drawn.classes["arc"] == tree["parent"].count(second)
     assert drawn.classes["title"] == tree["items"][second] == 60 - drawn.classes["off"]
@@ -299,12 +280,12 @@ def test_an_address_leads_into_the_tree_and_clicks_and_search_do_too(tmp_path: P
         )
 
     press = "document.querySelector('.arc').dispatchEvent(new Event('click'))"
-    drawn, console = browse(page_html(data), tmp_path, then=press)
+    drawn, console = drawn_by_a_browser(page_html(data), tmp_path, then=press)
     assert console == []
     assert drawn.classes["title"] == tree["items"][first]
 
     seek = "const box = document.querySelector('input'); box.value = ' PEN 1'; box.dispatchEvent(new Event('input'))"
-    drawn, console = browse(page_html(data), tmp_path, then=seek)
+    drawn, console = drawn_by_a_browser(page_html(data), tmp_path, then=seek)
     assert console == []
     assert drawn.text["found"].count("pen 1") == 10  # 10 to 19
 
@@ -315,7 +296,7 @@ def test_an_address_leads_into_the_tree_and_clicks_and_search_do_too(tmp_path: P
 )
 def test_a_browser_draws_odd_catalogues(tmp_path: Path, items: int, sizes: tuple[int, ...], flat: bool):
     data = some_page(items, sizes=sizes, flat=flat)
-    drawn, console = browse(page_html(data), tmp_path)
+    drawn, console = drawn_by_a_browser(page_html(data), tmp_path)
     assert console == []
     assert drawn.root["data-ready"] == "yes"
     assert drawn.classes["bar"] == sum(size if size <= 512 else size // 2 for size in sizes)
@@ -328,7 +309,7 @@ def test_a_browser_draws_odd_catalogues(tmp_path: Path, items: int, sizes: tuple
 def test_the_console_check_can_fail(tmp_path: Path):
     data = some_page(8)
     broken = {**data, "use": None}
-    drawn, console = browse(page_html(broken), tmp_path)
+    drawn, console = drawn_by_a_browser(page_html(broken), tmp_path)
     assert "data-ready" not in drawn.root
     assert len(console) == 1
     assert "Uncaught TypeError" in console[0]
