@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_ks(args.ks, len(dataset.catalog))
     protocol = args.protocol or dataset.default_protocol
     splits, rows = rows_to_score(dataset, protocol=protocol, split=args.split, limit_users=args.limit_users)
-    data = data_to_fit(dataset, splits, protocol=protocol, embeddings=args.embeddings, device=device)
+    data = data_to_fit(dataset, splits, kinds=kinds, embeddings=args.embeddings, device=device)
     leaks = None if args.embeddings is None else embedding_leaks(args.embeddings, dataset, splits)
 
     scoring = Scoring(

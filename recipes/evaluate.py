@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table, retired = model.vocab.table, np.flatnonzero(model.vocab.retired)
     bridge = CatalogBridge(model, table.item_ids, dataset.catalog.item_ids, retired=retired)
     bridge.check(rows, unknown=args.unknown_items, k=max(args.ks), exclude_seen=bool(args.exclude_seen))
-    data = data_to_fit(dataset, splits, protocol=protocol, embeddings=args.embeddings, device=str(device))
+    data = data_to_fit(dataset, splits, kinds=kinds, embeddings=args.embeddings, device=str(device))
     data = data if new is None else without_rows(data, new.rows)
 
     scoring = Scoring(

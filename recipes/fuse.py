@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         systems[named[0]] = CatalogBridge(model, model.vocab.table.item_ids, dataset.catalog.item_ids, retired=retired)
     protocol = protocol or dataset.default_protocol
     splits, rows = rows_to_score(dataset, protocol=protocol, split=args.split, limit_users=args.limit_users)
-    data = data_to_fit(dataset, splits, protocol=protocol, embeddings=args.embeddings, device=device)
+    data = data_to_fit(dataset, splits, kinds=kinds, embeddings=args.embeddings, device=device)
     valid = data.context.valid[: args.limit_users]  # with times where there are some, as some baselines read them
     scoring = Scoring(
         dataset, splits, rows, split=args.split, ks=args.ks, exclude_seen=args.exclude_seen, embeddings=args.embeddings

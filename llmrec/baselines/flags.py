@@ -9,7 +9,7 @@ from typing import Any
 
 from llmrec.baselines.context import FitContext, training_times
 from llmrec.baselines.hstu import timed_rows
-from llmrec.baselines.tuning import METRIC, FitData, fit_or_load, tune
+from llmrec.baselines.tuning import LEARNED_FROM, METRIC, FitData, fit_or_load, tune
 from llmrec.data.folder import DatasetFolder
 from llmrec.data.splits import History, Splits
 from llmrec.embeddings.store import load_embeddings, load_manifest
@@ -69,25 +69,27 @@ def said_of_embeddings(path: str | None, kind: type) -> dict[str, Any] | None:
 
 
 def data_to_fit(
-    dataset: DatasetFolder, splits: Splits, *, protocol: str, embeddings: str | None, device: str
+    dataset: DatasetFolder, splits: Splits, *, kinds: Mapping[str, type], embeddings: str | None, device: str
 ) -> FitData:
-    """Return what baselines are fitted on, by the flags.
+    """Return what baselines are fitted on, by the flags; times are gathered only where one of them reads times.
 
     Args:
         dataset: the dataset folder.
         splits: its splits.
-        protocol: by which it is split.
+        kinds: classes of the baselines.
         embeddings: file of the items' embeddings; None for none.
         device: where neural baselines run.
 
     Raises:
         InputError: embeddings that are no such file, or of another catalogue.
     """
-    times = training_times(dataset, protocol)
+    protocol, reads = splits.protocol, [getattr(kind, "reads", LEARNED_FROM) for kind in kinds.values()]
+    times = training_times(dataset, protocol) if any("timestamps" in names for names in reads) else None
+    timed = times is not None and any({"timestamps", "valid"} <= set(names) for names in reads)
     context = FitContext(
         embeddings=None if embeddings is None else load_embeddings(embeddings, catalog=dataset.catalog),
         timestamps=times,
-        valid=splits.valid if times is None else timed_rows(dataset.interactions, protocol=protocol, split="valid"),
+        valid=timed_rows(dataset.interactions, protocol=protocol, split="valid") if timed else splits.valid,
         device=device,
     )
     return FitData(splits.sequences, len(dataset.catalog), context)

@@ -38,9 +38,9 @@ def test_each_way_of_scoring_has_the_settings_chosen_for_it(tmp_path, monkeypatc
         {"encoder": "drawn", "catalog_hash": pens.catalog.hash},
     )  # fmt: skip
     args = argparse.Namespace(tune=tuned, cache=None, embeddings=str(file), limit_users=20)
-    data = data_to_fit(pens, splits, protocol="leave_one_out", embeddings=str(file), device="cpu")
-    scoring = Scoring(pens, splits, splits.test, split="test", ks=(5, 10), exclude_seen="both", progress=False)
     kinds = {"popularity": Popularity, "item_knn": ItemKNN, "dense_text": DenseText}
+    data = data_to_fit(pens, splits, kinds=kinds, embeddings=str(file), device="cpu")
+    scoring = Scoring(pens, splits, splits.test, split="test", ks=(5, 10), exclude_seen="both", progress=False)
     last = score_baselines(scoring, kinds, data, args, given={"dense_text": {"last": 3}}, leaks=["seen"])
     assert [type(model) for model in last] == [DenseText] * (1 + tuned)
     rows = {row["name"]: row for row in scoring.results}

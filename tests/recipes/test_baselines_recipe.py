@@ -9,7 +9,9 @@ import pytest
 from pens_dataset import write_pens
 
 from llmrec.artifacts import read_json, write_json
-from llmrec.baselines import EASE, DenseText, Transitions
+from llmrec.baselines import ALL_BASELINES, EASE, DenseText, Transitions
+from llmrec.baselines.flags import data_to_fit
+from llmrec.baselines.neural_training import TimedItems
 from llmrec.data.folder import load_dataset, write_dataset
 from llmrec.data.interactions import Interactions
 from llmrec.data.items import Catalog
@@ -183,3 +185,13 @@ def test_a_baseline_that_reads_times_gets_them(tmp_path):
     (row,) = read_results(out)
     assert row["users"] == 12
     assert row["settings"]["times"] is True
+    dataset = load_dataset(tmp_path / "x")
+    gathered = {
+        name: data_to_fit(dataset, dataset.split(), kinds={name: ALL_BASELINES[name]}, embeddings=None, device="cpu")
+        for name in ("hstu", "recent_popularity", "popularity")
+    }
+    assert {name: data.context.timestamps is not None for name, data in gathered.items()} == {
+        "hstu": True, "recent_popularity": True, "popularity": False
+    }  # fmt: skip
+    timed = {name: isinstance(data.context.valid[0].items, TimedItems) for name, data in gathered.items()}
+    assert timed == {"hstu": True, "recent_popularity": False, "popularity": False}
