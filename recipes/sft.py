@@ -17,19 +17,15 @@ from functools import partial
 from accelerate import PartialState
 from transformers import set_seed
 
-from llmrec.data.folder import load_dataset
-from llmrec.data.splits import training_popularity
 from llmrec.errors import run_command
 from llmrec.hub import push_to_hub, save_card, save_sidecars
 from llmrec.hub.info import CARD_FILE
 from llmrec.launch import check_launch
-from llmrec.sids.fitted_on import check_fitted_on
-from llmrec.sids.table import SIDTable
 from llmrec.tasks.mixture import mix_tasks
-from llmrec.tasks.prompt import PromptForm
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
 from llmrec.training.examples import encode_examples, to_dataset, training_rows
 from llmrec.training.finish import describe_run, run_identity
+from llmrec.training.inputs import load_inputs
 from llmrec.training.model import prepare_model
 from llmrec.training.parser import parse_recipe
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
@@ -44,20 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
 
-    # Data
-    dataset = load_dataset(arguments.dataset)
-    splits = dataset.split(arguments.protocol, max_history=arguments.max_history)
-    table = SIDTable.load(arguments.sids)
-    table.check_catalog(dataset.catalog.hash, path=arguments.sids)
-    check_fitted_on(table.settings, splits.protocol, source=arguments.sids)
-    popularity = training_popularity(splits.sequences, items=len(dataset.catalog))
-    domain = arguments.domain or dataset.manifest["domain"]
-    form = PromptForm.named(arguments.prompt, domain=domain, max_history=arguments.max_history)
+    inputs = load_inputs(arguments)
+    dataset, splits, table, popularity, form = inputs.values()
 
     # The output folder is checked before the work and touched after all else is known to be sound
     training.check(arguments, items=len(dataset.catalog))
-    described = {"dataset": dataset, "table": table, "form": form, "protocol": splits.protocol}
-    identity = run_identity(arguments, training, **described)
+    identity = run_identity(arguments, training, **inputs.described)
     overwrite = arguments.overwrite_output_dir
     checkpoint = check_run_folder(training.output_dir, identity, overwrite=overwrite, finished=CARD_FILE)
     state = PartialState()
@@ -101,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     # Trainer; it would push whatever lies in its folder: the bundle is pushed when it is whole
-    info = describe_run(arguments, training, prepared=prepared, **described)
+    info = describe_run(arguments, training, prepared=prepared, **inputs.described)
     push, training.push_to_hub = training.push_to_hub, False
     sidecars = partial(
         save_sidecars,
