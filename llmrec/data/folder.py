@@ -140,6 +140,7 @@ def write_dataset(
         }
         if interactions.ratings is not None:
             table["rating"] = pa.array(interactions.ratings, pa.float32())
+        table.update(interactions.texts)
         pq.write_table(pa.table(table), part / "interactions.parquet")
         if published:
             (part / "splits").mkdir()
@@ -238,6 +239,12 @@ def load_dataset(path: str | Path) -> DatasetFolder:
     required = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
     table = _read_table(inter_path, required, manifest, "interactions.parquet")
     user_ids = tuple(table.column("user_id").unique().to_pylist())
+    # Texts stay in Arrow's memory: what does not read them pays for no Python strings.
+    texts = {
+        field.name: pc.fill_null(table.column(field.name).combine_chunks(), "")  # pyright: ignore[reportAttributeAccessIssue]
+        for field in table.schema
+        if field.name not in required and pa.types.is_string(field.type)
+    }
     try:
         interactions = Interactions(
             user_ids,
@@ -245,6 +252,7 @@ def load_dataset(path: str | Path) -> DatasetFolder:
             items=_rows_of(table.column("item_id"), catalog.item_ids, inter_path, "item"),
             timestamps=table.column("timestamp").to_numpy(),
             ratings=table.column("rating").to_numpy().astype(np.float32) if "rating" in table.column_names else None,
+            texts=texts,
         )
     except InputError as error:
         raise InputError(f"{inter_path}: {error}") from error

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from llmrec.data.folder import DatasetFolder
 from llmrec.data.interactions import Interactions
@@ -70,6 +71,7 @@ def hold_out_items(dataset: DatasetFolder, *, share: float, seed: int = 0) -> He
         items=new_row[whole.items[kept]],
         timestamps=whole.timestamps[kept],
         ratings=None if whole.ratings is None else whole.ratings[kept],
+        texts={name: values.filter(pa.array(kept)) for name, values in whole.texts.items()},
     )
     user_number = dict(zip(old_users.tolist(), range(len(old_users)), strict=True))
     published: dict[str, list[History]] = {}

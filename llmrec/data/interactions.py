@@ -1,9 +1,11 @@
 """Who took what, and when: sorted by user and time, ties in file order."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 
 from llmrec.errors import InputError
 
@@ -19,6 +21,8 @@ class Interactions:
         timestamps: ``(interactions,)`` int64 seconds, or positions where the source has no times; not falling within
             a user.
         ratings: ``(interactions,)`` float32, or None.
+        texts: text columns of the interactions by name (``review``, ``explanation``), ``(interactions,)`` each, empty
+            text where there is none.
 
     Raises:
         InputError: arrays of different lengths, or not sorted as said.
@@ -29,11 +33,12 @@ class Interactions:
     items: np.ndarray
     timestamps: np.ndarray
     ratings: np.ndarray | None = None
+    texts: Mapping[str, pa.Array] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.users)
-        for name in ("items", "timestamps", "ratings"):
-            values = getattr(self, name)
+        columns = {name: getattr(self, name) for name in ("items", "timestamps", "ratings")}
+        for name, values in {**columns, **self.texts}.items():
             if values is not None and len(values) != count:
                 raise InputError(f"interactions: {name} has {len(values)} rows, users has {count}")
         if count == 0:
@@ -56,11 +61,32 @@ class Interactions:
         items: np.ndarray,
         timestamps: np.ndarray,
         ratings: np.ndarray | None = None,
+        texts: Mapping[str, pa.Array] | None = None,
     ) -> "Interactions":
         """Build from arrays in any order: stable sort by user, then time, so that ties keep their order."""
         order = np.lexsort((timestamps, users))
         return cls(
-            user_ids, users[order], items[order], timestamps[order], None if ratings is None else ratings[order]
+            user_ids,
+            users[order],
+            items[order],
+            timestamps[order],
+            None if ratings is None else ratings[order],
+            {name: values.take(pa.array(order)) for name, values in (texts or {}).items()},
+        )
+
+    def keep(self, mask: np.ndarray) -> "Interactions":
+        """Return the interactions of a ``(interactions,)`` bool mask; users keep their numbers.
+
+        Raises:
+            InputError: the mask keeps none.
+        """
+        return Interactions(
+            self.user_ids,
+            self.users[mask],
+            self.items[mask],
+            self.timestamps[mask],
+            None if self.ratings is None else self.ratings[mask],
+            {name: values.filter(pa.array(mask)) for name, values in self.texts.items()},
         )
 
     def user_starts(self) -> np.ndarray:

@@ -36,6 +36,8 @@ class Splits:
         test: rows that are read once.
         sequences: training interactions alone, one tuple of item rows a user, oldest first; every item of a sequence
             after its first is a training target, and nothing of ``valid`` or ``test`` stands in it.
+        parts: ``(interactions,)`` int8: 0, 1 or 2 where an interaction of the dataset belongs to training, validation
+            or test, -1 where to none; None where the split is published, and its rows alone say it.
     """
 
     protocol: str
@@ -43,6 +45,7 @@ class Splits:
     valid: Sequence[History] = field(repr=False)
     test: Sequence[History] = field(repr=False)
     sequences: Sequence[tuple[int, ...]] = field(repr=False)
+    parts: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def rows(self, split: str) -> Sequence[History]:
         """Return the rows of ``train``, ``valid`` or ``test``.
@@ -87,9 +90,12 @@ def leave_one_out(interactions: Interactions, *, max_history: int | None = None)
     """
     _check_max_history(max_history)
     train, valid, test, sequences = [], [], [], []
+    parts = np.zeros(len(interactions), dtype=np.int8)
+    stops = interactions.user_starts()[1:].tolist()
     for user, items in enumerate(interactions.sequences()):
         known = items
         if len(items) >= 3:
+            parts[stops[user] - 2 : stops[user]] = 1, 2
             known = items[:-2]
             valid.append(History(user, _cut(items[:-2], max_history), items[-2]))
             test.append(History(user, _cut(items[:-1], max_history), items[-1]))
@@ -98,7 +104,7 @@ def leave_one_out(interactions: Interactions, *, max_history: int | None = None)
         train.extend(History(user, _cut(known[:stop], max_history), known[stop]) for stop in range(1, len(known)))
     if not test:
         raise InputError("leave_one_out: no user has 3 interactions or more; this protocol needs them")
-    return Splits("leave_one_out", train, valid, test, sequences)
+    return Splits("leave_one_out", train, valid, test, sequences, parts)
 
 
 def temporal(interactions: Interactions, *, max_history: int | None = None) -> Splits:
@@ -139,7 +145,9 @@ def temporal(interactions: Interactions, *, max_history: int | None = None) -> S
         known = interactions.items[start:stop][training[start:stop]]
         if len(known):
             sequences.append(tuple(known.tolist()))
-    return Splits("temporal", train, valid, test, sequences)
+    parts = np.where(training, 0, -1).astype(np.int8)
+    parts[targets[cuts[0] : cuts[1]]], parts[targets[cuts[1] :]] = 1, 2
+    return Splits("temporal", train, valid, test, sequences, parts)
 
 
 def chain(rows: Sequence[History]) -> list[tuple[int, ...]]:
