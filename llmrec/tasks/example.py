@@ -1,13 +1,9 @@
 """The value every task yields, and the type of a task."""
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from llmrec.data.items import Catalog
-from llmrec.data.splits import History
 from llmrec.errors import InputError
-from llmrec.vocab import SIDVocab
 
 
 @dataclass(frozen=True)
@@ -19,16 +15,44 @@ class Example:
         completion: what it must answer; not empty.
         target: the item row that the completion names, or None.
         task: the task's name; the prompt form may wrap prompts by task.
+        history: the parts of the prompt that name a history, oldest first, with what stands between them; joined, they
+            stand in the prompt word for word. Empty where the prompt cannot be shortened.
+        targets: item rows in order, where the completion names several; ``target`` is the first of them then.
     """
 
     prompt: str
     completion: str
     target: int | None
     task: str
+    history: tuple[str, ...] = ()
+    targets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.completion:
             raise InputError(f"task {self.task!r}: an example has an empty completion; skip such items in the task")
 
+    def recent(self, parts: int) -> "Example":
+        """Return this example with the ``parts`` most recent items of its history alone: a prompt too long is cut so.
 
-AlignmentTask = Callable[[Catalog, SIDVocab, Sequence[History], random.Random], Iterator[Example]]
+        Args:
+            parts: how many of ``history`` stay, at least 1; more than there are changes nothing.
+
+        Raises:
+            InputError: ``parts`` below 1, or a history that does not stand in the prompt.
+        """
+        if parts < 1:
+            raise InputError(f"task {self.task!r}: {parts} parts of a history; a prompt keeps at least 1")
+        if parts >= len(self.history):
+            return self
+        before, found, after = self.prompt.partition("".join(self.history))
+        if not found:
+            raise InputError(
+                f"task {self.task!r}: the history of an example does not stand in its prompt; give its parts with "
+                "what stands between them"
+            )
+        kept = self.history[-parts:]
+        return replace(self, prompt=f"{before}{''.join(kept)}{after}", history=kept)
+
+
+AlignmentTask = Callable[..., Iterator[Example]]
+"""``(catalog, vocab, histories, rng, *, OPTIONS..) -> Iterator[Example]``; keyword-only parameters are the options."""
