@@ -156,8 +156,8 @@ def load_written_texts(
             items != there,
             lambda row: (
                 f"is about item {table.column('item_id')[row].as_py()!r} at position {positions[row]} of user "
-                f"{interactions.user_ids[users[row]]!r}, where the dataset has {item_ids[int(there[row])]!r}; the texts "
-                "belong to another import, write them again"
+                f"{interactions.user_ids[users[row]]!r}, where the dataset has {item_ids[int(there[row])]!r}; "
+                "the texts belong to another import, write them again"
             ),
         )
     return WrittenTexts(kind, users, positions, texts)
