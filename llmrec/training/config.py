@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from llmrec.data.folder import PROTOCOLS
 from llmrec.errors import InputError
+from llmrec.tasks.mixture import check_tasks
 
 METHODS = ("full", "lora", "qlora", "new_rows")
 SUPERVISE = ("history", "row")
@@ -96,10 +97,21 @@ class RecipeArguments:
     domain: str | None = field(
         default=None, metadata={"help": "Phrase for the items in prompts; the dataset's when not given."}
     )
-    tasks: dict[str, float] | str | None = field(
+    tasks: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Task weights; 1.0 = each of its examples once an epoch. Default next_item: 1.0."},
+        metadata={
+            "help": "By task a weight (1.0 = each example once an epoch), or weight, start, stop and options. Default "
+            "next_item: 1.0."
+        },
     )
+    task_temperature: float = field(
+        default=1.0, metadata={"help": "Above 1, tasks with few examples get a larger share of an epoch."}
+    )
+    hold_out_items: float = field(
+        default=0.0, metadata={"help": "Share of items that tasks about one item's text leave out, to score on."}
+    )
+    eval_tasks: bool = field(default=False, metadata={"help": "Score every task at each evaluation."})
+    eval_task_examples: int = field(default=200, metadata={"help": "Examples a task that eval_tasks scores."})
     eval_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of Recall and NDCG."})
     eval_beams: int = field(default=20, metadata={"help": "Beams of the validation during training."})
     eval_users: int = field(
@@ -141,9 +153,12 @@ class RecipeArguments:
             raise InputError(f"lora_target_modules: {self.lora_target_modules!r}; a list of module names")
         self.model_config = parse_mapping(self.model_config, "model_config")
         self.tasks = parse_mapping(self.tasks, "tasks") or {"next_item": 1.0}
-        for name, weight in self.tasks.items():
-            if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
-                raise InputError(f"tasks: {name} has weight {weight}; a weight is above 0, leave the task out instead")
+        check_tasks(self.tasks)
+        if not self.task_temperature > 0:
+            raise InputError(f"task_temperature: {self.task_temperature}; above 0, and 1 changes nothing")
+        if not 0.0 <= self.hold_out_items < 1.0:
+            raise InputError(f"hold_out_items: {self.hold_out_items}; a share of the items, in [0, 1)")
+        _whole("eval_task_examples", self.eval_task_examples, least=1)
 
 
 def trains_on_gpu(*, use_cpu: bool) -> bool:
