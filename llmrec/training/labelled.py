@@ -1,0 +1,386 @@
+"""What stands where a label stands, and an output head that is multiplied nowhere else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from llmrec.errors import InputError
+from llmrec.training.sid_rows import sid_rows_of
+
+CHUNK_LOGITS = 2**22
+"""Most logits held at a time on a CPU: 16 MiB in float32."""
+
+CHUNK_LOGITS_GPU = 2**27
+"""Most logits held at a time on a GPU: 512 MiB in float32."""
+
+BLOCK = 8192
+"""Most labels that are multiplied with the table at a time."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What stands where a label stands, flat over the batch.
+
+    Args:
+        hidden: ``(labels, dim)`` hidden states that predict.
+        targets: ``(labels,)`` token ids to predict.
+        tasks: ``(labels,)`` task number, in the order of the config's tasks.
+        levels: ``(labels,)`` SID level of the target, -1 where it is text.
+        sids: ``(labels,)`` running number of the SID within the batch, -1 where the target is text.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    tasks: Tensor
+    levels: Tensor
+    sids: Tensor
+
+
+def sid_numbers(levels: Tensor, places: Tensor) -> Tensor:
+    """Return ``(labels,)`` the running number of each label's SID, -1 where it is text.
+
+    A SID goes on where the level is one more than at the label before, and the position too.
+
+    Args:
+        levels: ``(labels,)`` SID levels, -1 for text.
+        places: ``(labels,)`` positions within the flattened batch, ascending.
+    """
+    before = torch.full_like(levels, -1)
+    before[1:] = levels[:-1]
+    behind = torch.zeros_like(levels, dtype=torch.bool)
+    behind[1:] = places[1:] == places[:-1] + 1
+    starts = (levels >= 0) & ~(behind & (before >= 0) & (levels == before + 1))
+    return torch.where(levels >= 0, starts.cumsum(0) - 1, -1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output table of a model, multiplied chunk by chunk; gradients are exact.
+
+    Args:
+        weight: ``(vocab, dim)``.
+        bias: ``(vocab,)`` or None.
+        rows: ``(rows, dim)`` that stand in for the rows of ``token_ids``, or None.
+        token_ids: ``(rows,)`` ascending, or None.
+        scale: what hidden states are multiplied by first (T5's ``dim ** -0.5``, Cohere's ``logit_scale``).
+        softcap: Gemma's ``final_logit_softcapping``, or None.
+        chunk: most logits held at a time; None takes `CHUNK_LOGITS`, or `CHUNK_LOGITS_GPU` on a GPU.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    rows: Tensor | None = None
+    token_ids: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    chunk: int | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, *, scale: float | None = None) -> "Head":
+        """Return the head of a model, with the SID rows that an adapter replaces.
+
+        Args:
+            model: a model with an output layer.
+            scale: what hidden states are multiplied by; None reads it from the config.
+
+        Raises:
+            InputError: an output layer that is no table of float rows.
+        """
+        module = cast(nn.Module, model.get_output_embeddings())
+        config: Any = model.config.get_text_config()
+        try:
+            found = sid_rows_of(module)
+        except TypeError as error:
+            raise InputError(
+                f"model: its output layer is quantized or wrapped ({error}); keep the head in float, without LoRA"
+            ) from error
+        return cls(
+            _whole(found.weight),
+            None if found.bias is None else _whole(found.bias),
+            found.rows,
+            found.token_ids,
+            logit_scale(config) if scale is None else scale,
+            getattr(config, "final_logit_softcapping", None),
+        )
+
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return float32 ``(labels,)`` log-probabilities of the targets under the softmax over the whole vocabulary.
+
+        Args:
+            hidden: ``(labels, dim)``.
+            targets: ``(labels,)`` token ids.
+        """
+        return self.log_probs_and_hits(hidden, targets)[0]
+
+    def log_probs_and_hits(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_probs`, and ``(labels,)`` whether no other token is more likely."""
+        hidden = self._scaled(hidden)
+        chunk = self.chunk or (CHUNK_LOGITS_GPU if hidden.is_cuda else CHUNK_LOGITS)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _LogProbs.apply(  # type: ignore[no-any-return]
+                hidden, self.weight, self.bias, self.rows, targets, self.token_ids, self.softcap, chunk
+            )
+
+    def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """Return float32 ``(labels, tokens)`` logits of a few tokens.
+
+        Args:
+            hidden: ``(labels, dim)``.
+            token_ids: ``(tokens,)``; labels times tokens is what it holds.
+        """
+        hidden = self._scaled(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            table = self.weight[token_ids]
+            if self.rows is not None and self.token_ids is not None:
+                place, replaced = _place(self.token_ids, token_ids)
+                table = torch.where(replaced[:, None], self.rows[place].to(table.dtype), table)
+            kind = _float(hidden)
+            logits = hidden.to(kind) @ table.to(kind).T
+            if self.bias is not None:
+                logits = logits + self.bias[token_ids].to(kind)
+            return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
+
+def logit_scale(config: Any) -> float:
+    """Return what a causal model multiplies its logits by, as its config says."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)  # Granite and MiniCPM divide by it, HyperCLOVA X multiplies
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a parameter that FSDP2 may hold in parts as one tensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _float(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _place(ascending: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where token ids stand among ascending ones, and whether they do."""
+    place = torch.searchsorted(ascending, token_ids).clamp(max=len(ascending) - 1)
+    return place, ascending[place] == token_ids
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ right`` in float32 (float64 of float64); factors may be bfloat16, sums are not rounded to it."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+@dataclass
+class _Piece:
+    """A run of output columns: rows ``start .. stop`` of a table, and where targets fall into it."""
+
+    table: Tensor
+    bias: Tensor | None
+    start: int
+    stop: int
+    hidden_columns: Tensor | None
+    number: int
+
+    def logits(self, hidden: Tensor, softcap: float | None) -> Tensor:
+        logits = _product(hidden, self.table.to(hidden.dtype).T)
+        if self.bias is not None:
+            logits += self.bias.to(logits.dtype)
+        if softcap is not None:
+            logits = logits.div_(softcap).tanh_().mul_(softcap)
+        if self.hidden_columns is not None:
+            logits.index_fill_(1, self.hidden_columns, -torch.inf)
+        return logits
+
+
+@dataclass
+class _Columns:
+    """All output columns: the base table with the replaced rows hidden, then the rows that replace them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    rows: Tensor | None
+    token_ids: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.weight) + (0 if self.rows is None else len(self.rows))
+
+    def pieces(self, width: int, *, base: bool = True) -> Iterator[_Piece]:
+        """Yield the columns in runs of at most ``width``."""
+        for start in range(0, len(self.weight) if base else 0, width):
+            stop = min(start + width, len(self.weight))
+            hidden = None
+            if self.token_ids is not None:
+                first, last = (int(torch.searchsorted(self._ids_on_host, edge)) for edge in (start, stop))
+                hidden = self.token_ids[first:last] - start if last > first else None
+            bias = None if self.bias is None else self.bias[start:stop]
+            yield _Piece(self.weight[start:stop], bias, start, stop, hidden, 0)
+        if self.rows is not None and self.token_ids is not None:
+            for start in range(0, len(self.rows), width):
+                stop = min(start + width, len(self.rows))
+                bias = None if self.bias is None else self.bias[self.token_ids[start:stop]]
+                yield _Piece(self.rows[start:stop], bias, start, stop, None, 1)
+
+    @property
+    def _ids_on_host(self) -> Tensor:
+        assert self.token_ids is not None
+        if not hasattr(self, "_host"):
+            self._host = self.token_ids.cpu()
+        return self._host
+
+    def find(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the table of each target (0 base, 1 rows) and its row there."""
+        if self.token_ids is None:
+            return torch.zeros_like(targets), targets
+        place, replaced = _place(self.token_ids, targets)
+        return replaced.long(), torch.where(replaced, place, targets)
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log-probabilities of targets; logits are made again in the backward pass unless all of them fit in one chunk.
+
+    Where the table is frozen (LoRA), the expected row under the softmax is gathered in the forward pass, after which
+    the backward pass needs the rows that train alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, targets: Tensor,
+        token_ids: Tensor | None, softcap: float | None, chunk: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        columns = _Columns(weight, bias, rows, token_ids)
+        needs = ctx.needs_input_grad
+        fits = len(hidden) * len(columns) <= chunk and len(hidden) <= BLOCK and softcap is None
+        # All logits fit in one chunk: their softmax is kept for the backward pass.
+        ctx.kept = [] if fits and any(needs) else None
+        # The table is frozen: its part of the gradient of `hidden` is the expected row, no need to come back to it.
+        ctx.gather = needs[0] and not needs[1] and not needs[2] and not fits and softcap is None
+        found = []
+        with maybe_gather_lm_head_ctx(*cast(Any, [part for part in (weight, bias) if part is not None])):
+            for block, wanted in zip(hidden.split(BLOCK), targets.split(BLOCK), strict=True):
+                found.append(_read(ctx, columns, block, wanted, max(1, chunk // max(1, len(block))), softcap))
+        log_probs, total, hits, expected = (list(values) for values in zip(*found, strict=True))
+        ctx.softcap, ctx.chunk, ctx.token_ids = softcap, chunk, token_ids
+        gathered = torch.cat(expected) if ctx.gather else None
+        ctx.save_for_backward(hidden, weight, bias, rows, targets, torch.cat(total), gathered)
+        top = torch.cat(hits)
+        ctx.mark_non_differentiable(top)
+        return torch.cat(log_probs), top
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, bias, rows, targets, total, expected = ctx.saved_tensors
+        columns = _Columns(weight, bias, rows, ctx.token_ids)
+        kept, ctx.kept = ctx.kept, None
+        kind, blocks = _float(hidden), len(hidden.split(BLOCK))
+        grad = grads[0].to(kind)
+        # Sums over several blocks are not rounded in between.
+        d_hidden, d_weight, d_bias, d_rows = (
+            torch.zeros(of.shape, dtype=of.dtype if blocks == 1 and of is not hidden else kind, device=of.device)
+            if needed
+            else None
+            for of, needed in zip((hidden, weight, bias, rows), ctx.needs_input_grad, strict=False)
+        )
+        with maybe_gather_lm_head_ctx(*cast(Any, [part for part in (weight, bias) if part is not None])):
+            for number in range(blocks):
+                part = slice(number * BLOCK, (number + 1) * BLOCK)
+                block, slopes = hidden[part], grad[part]
+                table, row = columns.find(targets[part])
+                pieces = columns.pieces(max(1, ctx.chunk // max(1, len(block))), base=expected is None)
+                for place, piece in enumerate(pieces):
+                    if kept is None:
+                        logits = piece.logits(block, ctx.softcap)
+                        cap = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square()
+                        d_logits = logits.sub_(total[part, None]).exp_()
+                    else:
+                        cap, d_logits = None, kept[place]
+                    d_logits.mul_(-slopes[:, None])
+                    _add_targets(d_logits, piece, table, row, slopes)
+                    if cap is not None:
+                        d_logits.mul_(cap.nan_to_num_(0.0, 0.0, 0.0))
+                    small = d_logits.to(hidden.dtype)
+                    if d_hidden is not None and expected is None:
+                        _add_product(d_hidden[part], small, piece.table.to(hidden.dtype))
+                    gradient = (d_weight, d_rows)[piece.number]
+                    if gradient is not None:
+                        _add_product(gradient[piece.start : piece.stop], small.T, block)
+                    if d_bias is not None:
+                        ids = torch.arange(piece.start, piece.stop, device=d_bias.device)
+                        ids = ids if piece.number == 0 else ctx.token_ids[ids]
+                        d_bias.index_add_(0, ids, d_logits.sum(0).to(d_bias.dtype))
+        if d_hidden is not None and expected is not None:
+            d_hidden = grad[:, None] * (_target_rows(columns, targets, kind) - expected)
+        made = ((d_hidden, hidden), (d_weight, weight), (d_bias, bias), (d_rows, rows))
+        gradients = (None if gradient is None else gradient.to(of.dtype) for gradient, of in made)
+        return (*gradients, None, None, None, None)
+
+
+def _read(
+    ctx: Any, columns: _Columns, hidden: Tensor, targets: Tensor, width: int, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return log-probabilities, log-sum-exp, whether the target is on top, and the expected row or None."""
+    kind = _float(hidden)
+    table, row = columns.find(targets)
+    top = torch.full((len(hidden),), -torch.inf, dtype=kind, device=hidden.device)
+    mass = torch.zeros_like(top)
+    chosen = torch.zeros_like(top)
+    expected = torch.zeros(hidden.shape, dtype=kind, device=hidden.device) if ctx.gather else None
+    for piece in columns.pieces(width):
+        logits = piece.logits(hidden, softcap)
+        inside = (table == piece.number) & (row >= piece.start) & (row < piece.stop)
+        at = (row - piece.start).clamp(0, piece.stop - piece.start - 1)
+        chosen = torch.where(inside, logits.gather(1, at[:, None])[:, 0], chosen)
+        higher = torch.maximum(top, logits.amax(1))
+        # A piece whose every column is replaced has no logit of its own.
+        level = higher.masked_fill(higher == -torch.inf, 0.0)
+        logits.sub_(level[:, None]).exp_()
+        shrink = (top - level).exp()
+        mass = mass * shrink + logits.sum(1)
+        if expected is not None:
+            expected = expected * shrink[:, None] + _product(logits.to(hidden.dtype), piece.table.to(hidden.dtype))
+        if ctx.kept is not None:
+            ctx.kept.append((logits, level))
+        top = higher
+    total = top + mass.log()
+    if ctx.kept is not None:
+        ctx.kept = [part[0].mul_((part[1] - total).exp()[:, None]) for part in ctx.kept]
+    return chosen - total, total, chosen >= top, None if expected is None else expected / mass[:, None]
+
+
+def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    if into.dtype == left.dtype:
+        into.addmm_(left, right)
+    else:
+        into += _product(left, right)
+
+
+def _add_targets(d_logits: Tensor, piece: _Piece, table: Tensor, row: Tensor, grad: Tensor) -> None:
+    inside = (table == piece.number) & (row >= piece.start) & (row < piece.stop)
+    at = (row - piece.start).clamp(0, piece.stop - piece.start - 1)
+    d_logits.scatter_add_(1, at[:, None], torch.where(inside, grad, 0.0)[:, None])
+
+
+def _target_rows(columns: _Columns, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the ``(labels, dim)`` row of each target."""
+    found = columns.weight[targets].to(dtype)
+    if columns.rows is not None and columns.token_ids is not None:
+        place, replaced = _place(columns.token_ids, targets)
+        found = torch.where(replaced[:, None], columns.rows[place].to(dtype), found)
+    return found
