@@ -11,7 +11,9 @@ from llmrec.data.splits import History
 from llmrec.errors import InputError
 from llmrec.registry import resolve
 from llmrec.tasks.example import Example
+from llmrec.tasks.inputs import TaskInputs
 from llmrec.tasks.item_text import sid_to_title, title_to_sid
+from llmrec.tasks.needs import check_needs
 from llmrec.tasks.next_item import next_item
 from llmrec.tasks.spec import TaskSpec, parse_tasks
 from llmrec.vocab import SIDVocab
@@ -87,6 +89,18 @@ def task_rng(seed: int, name: str) -> random.Random:
     return random.Random(f"{seed}/{name}")
 
 
+def held_out_rows(items: int, share: float, seed: int) -> frozenset[int]:
+    """Return the item rows that tasks about one item's words leave out of training (``hold_out_items``).
+
+    Args:
+        items: size of the catalogue.
+        share: of them, in [0, 1).
+        seed: of the draw: the run's.
+    """
+    drawn = random.Random(f"{seed}/hold_out_items").sample(range(items), round(share * items))
+    return frozenset(drawn)
+
+
 def make_examples(
     specs: Mapping[str, Any],
     *,
@@ -94,7 +108,7 @@ def make_examples(
     vocab: SIDVocab,
     histories: Sequence[History],
     seed: int,
-    inputs: Any = None,
+    inputs: TaskInputs | None = None,
     without: Collection[int] = (),
 ) -> dict[str, TaskDraw]:
     """Return each task's examples once.
@@ -109,16 +123,19 @@ def make_examples(
         without: item rows held out: examples about them (``Example.item``) are left out.
 
     Raises:
-        InputError: an unknown task or option, or a task without examples.
+        InputError: an unknown task or option, something that a task needs and the dataset lacks, or a task without
+            examples.
     """
+    checked = check_tasks(specs)
+    check_needs(checked, catalog, inputs, options={name: spec.options for name, spec in checked.items()})
     made = {}
     held_out = frozenset(without)
-    for name, spec in check_tasks(specs).items():
+    for name, spec in checked.items():
         function, rng = resolve(name, TASKS, "task"), task_rng(seed, name)
         beside = {"inputs": inputs} if "inputs" in inspect.signature(function).parameters else {}
         examples = list(function(catalog, vocab, histories, rng, **spec.options, **beside))
         if held_out:
-            examples = [example for example in examples if getattr(example, "item", None) not in held_out]
+            examples = [example for example in examples if example.item not in held_out]
         if not examples:
             raise InputError(f"tasks: {name} gives no examples on this dataset; leave it out")
         made[name] = TaskDraw(spec, examples, rng)
@@ -170,7 +187,7 @@ def mix_tasks(
     vocab: SIDVocab,
     histories: Sequence[History],
     seed: int,
-    inputs: Any = None,
+    inputs: TaskInputs | None = None,
     without: Collection[int] = (),
     temperature: float = 1.0,
 ) -> list[Example]:
