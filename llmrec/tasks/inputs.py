@@ -153,6 +153,20 @@ class TaskInputs:
         logger.info("%s.parquet: %d texts, %d examples about the %s split", kind, len(found), served, self.split)
 
 
+def given(inputs: TaskInputs | None, task: str) -> TaskInputs:
+    """Return what a task was given to see.
+
+    Raises:
+        InputError: nothing.
+    """
+    if inputs is None:
+        raise InputError(
+            f"tasks: {task} reads ratings or texts of a dataset folder, and was given none; hand "
+            "TaskInputs.of(dataset, splits) to the mixture"
+        )
+    return inputs
+
+
 def _published_parts(whole: Interactions, splits: Splits) -> np.ndarray:
     """Say which split of published rows each interaction belongs to.
 
