@@ -93,6 +93,13 @@ class RecipeArguments:
             "help": "next_item rows: history = one row a user, every position a target; row = one row a target."
         },
     )
+    walks: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Further sequences under supervise: history, drawn from a fitted baseline; fields of "
+            "llmrec.training.walks.Walks, such as {alone: 60000, embeddings: FILE}."
+        },
+    )
     prompt: str = field(default="plain", metadata={"help": "Prompt form: plain or chat."})
     domain: str | None = field(
         default=None, metadata={"help": "Phrase for the items in prompts; the dataset's when not given."}
@@ -152,6 +159,9 @@ class RecipeArguments:
         if not isinstance(self.lora_target_modules, list | None):
             raise InputError(f"lora_target_modules: {self.lora_target_modules!r}; a list of module names")
         self.model_config = parse_mapping(self.model_config, "model_config")
+        self.walks = parse_mapping(self.walks, "walks") or None
+        if self.walks and self.supervise != "history":
+            raise InputError("walks: they are rows of supervise: history; use it, or leave walks out")
         self.tasks = parse_mapping(self.tasks, "tasks") or {"next_item": 1.0}
         check_tasks(self.tasks)
         if not self.task_temperature > 0:

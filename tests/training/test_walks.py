@@ -1,0 +1,106 @@
+"""Sequences that a fitted baseline draws."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from llmrec.errors import InputError
+from llmrec.training.walks import Walks, draw_walks
+
+STEPS = {"baseline": "transitions"}
+
+
+def test_walks_go_where_the_baseline_goes(catalog, dataset) -> None:
+    sequences = dataset.split().sequences
+    walks = draw_walks(
+        Walks(**STEPS, alone=200, items=3, top=2, temperature=1.0), sequences, catalog=catalog, max_history=20, seed=0
+    )
+    assert len(walks) == 200
+    assert all(len(walk) == 4 == len(set(walk)) for walk in walks)
+    # The planted users step by 1 or 2; a walk knows nothing else, save where its two best are both behind it
+    steps = Counter((b - a) % len(catalog) for walk in walks for a, b in pairwise(walk))
+    assert steps[1] + steps[2] >= 0.95 * 600
+    assert min(steps[1], steps[2]) > 100
+
+
+def test_continuations_begin_with_training_histories(catalog, dataset) -> None:
+    sequences = dataset.split().sequences
+    walks = draw_walks(
+        Walks(**STEPS, continuations=1.5, steps=2), sequences, catalog=catalog, max_history=20, seed=0, progress=False
+    )
+    assert len(walks) == 150
+    # Once all users in order, then every second of them, drawn anew
+    for walk, sequence in zip(walks, sequences, strict=False):
+        assert walk[:-2] == tuple(sequence[: len(walk) - 2])
+        assert not set(walk[-2:]) & set(walk[:-2])
+    assert {len(walk) for walk in walks[:100]} > {4, 8}
+
+
+def test_long_histories_keep_their_end(catalog, dataset) -> None:
+    sequences = dataset.split().sequences
+    walks = draw_walks(Walks(**STEPS, continuations=1.0, steps=2), sequences, catalog=catalog, max_history=4, seed=0)
+    assert {len(walk) for walk in walks} <= {3, 4, 5}
+    whole = [(walk, sequence) for walk, sequence in zip(walks, sequences, strict=True) if walk[:3] == sequence[-3:]]
+    assert len(whole) > 30
+
+
+def test_temperature_sharpens_a_draw(catalog, dataset) -> None:
+    sequences = dataset.split().sequences
+
+    def firsts(temperature: float) -> int:
+        walks = Walks(**STEPS, alone=300, items=1, top=30, temperature=temperature)
+        drawn = draw_walks(walks, sequences, catalog=catalog, max_history=20, seed=0)
+        return sum((walk[1] - walk[0]) % len(catalog) in (1, 2) for walk in drawn)
+
+    # Counts differ by tens: at a temperature of 1 the rest is never drawn, at a huge one all 29 are alike
+    assert firsts(1.0) == 300
+    assert firsts(1e6) < 60
+
+
+def test_draws_follow_the_softmax_of_the_scores(catalog) -> None:
+    # From item 0, item 1 followed three times and item 2 once: scores 3 and 1, 3 / 2 and 1 / 2 over a temperature of 2
+    sequences = [(0, 1)] * 3 + [(0, 2)]
+    walks = Walks(**STEPS, alone=4000, items=1, top=2, temperature=2.0)
+    drawn = [walk[1] for walk in draw_walks(walks, sequences, catalog=catalog, max_history=5, seed=1) if walk[0] == 0]
+    expected = np.exp(1.5) / (np.exp(1.5) + np.exp(0.5))
+    share = np.mean([item == 1 for item in drawn])
+    assert len(drawn) > 1000
+    assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(drawn))
+
+
+def test_same_seed_same_walks(catalog, dataset) -> None:
+    sequences = dataset.split().sequences
+    walks = Walks(**STEPS, alone=20, continuations=0.3)
+    first, again, other = (
+        draw_walks(walks, sequences, catalog=catalog, max_history=9, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "neither alone nor continuations is above 0"),
+        ({"alone": -1}, "alone -1; a whole number, at least 0"),
+        ({"alone": 5, "top": 0}, "top 0; a whole number, at least 1"),
+        ({"alone": 5, "temperature": 0.0}, "temperature 0"),
+        ({"continuations": float("nan")}, "continuations nan; a number, 0 or more"),
+        ({"alone": 5, "length": 3}, "unknown field 'length'; choose from baseline, settings"),
+    ],
+)
+def test_bad_walks_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Walks.of(given)
+
+
+def test_a_baseline_that_lacks_something_is_refused(catalog, dataset) -> None:
+    sequences = dataset.split().sequences
+    with pytest.raises(InputError, match="transition_graph reads the items' vectors; name their file as embeddings"):
+        draw_walks(Walks(alone=5), sequences, catalog=catalog, max_history=5, seed=0)
+    with pytest.raises(InputError, match="item_knn refuses settings"):
+        draw_walks(Walks("item_knn", {"depth": 3}, alone=5), sequences, catalog=catalog, max_history=5, seed=0)
+    with pytest.raises(InputError, match="been through the whole catalogue"):
+        draw_walks(Walks(**STEPS, alone=5, items=30), sequences, catalog=catalog, max_history=5, seed=0)
