@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from llmrec.errors import InputError
 from llmrec.training.walks import Walks, draw_walks
 
-STEPS = {"baseline": "transitions"}
+STEPS: dict[str, Any] = {"baseline": "transitions"}
 
 
 def test_walks_go_where_the_baseline_goes(catalog, dataset) -> None:
