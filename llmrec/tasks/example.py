@@ -18,6 +18,8 @@ class Example:
         history: the parts of the prompt that name a history, oldest first, with what stands between them; joined, they
             stand in the prompt word for word. Empty where the prompt cannot be shortened.
         targets: item rows in order, where the completion names several; ``target`` is the first of them then.
+        item: the item row that the example tells words of, so that held-out items can be left out; None where it tells
+            of none in particular.
     """
 
     prompt: str
@@ -26,6 +28,7 @@ class Example:
     task: str
     history: tuple[str, ...] = ()
     targets: tuple[int, ...] = ()
+    item: int | None = None
 
     def __post_init__(self) -> None:
         if not self.completion:

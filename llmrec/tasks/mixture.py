@@ -10,18 +10,31 @@ from llmrec.data.items import Catalog
 from llmrec.data.splits import History
 from llmrec.errors import InputError
 from llmrec.registry import resolve
+from llmrec.tasks.categories import prefix_to_category, sid_to_category
 from llmrec.tasks.example import Example
+from llmrec.tasks.history_text import history_title_to_sid, sid_history_to_description, sid_history_to_title
 from llmrec.tasks.inputs import TaskInputs
-from llmrec.tasks.item_text import sid_to_title, title_to_sid
+from llmrec.tasks.item_text import attributes_to_sid, description_to_sid, sid_to_title, title_to_sid
 from llmrec.tasks.needs import check_needs
 from llmrec.tasks.next_item import next_item
+from llmrec.tasks.next_session import next_session
+from llmrec.tasks.similar_items import similar_items
 from llmrec.tasks.spec import TaskSpec, parse_tasks
 from llmrec.vocab import SIDVocab
 
 TASKS: dict[str, Callable[..., Iterator[Example]]] = {
     "next_item": next_item,
+    "next_session": next_session,
+    "history_title_to_sid": history_title_to_sid,
+    "sid_history_to_title": sid_history_to_title,
+    "sid_history_to_description": sid_history_to_description,
     "sid_to_title": sid_to_title,
     "title_to_sid": title_to_sid,
+    "description_to_sid": description_to_sid,
+    "attributes_to_sid": attributes_to_sid,
+    "sid_to_category": sid_to_category,
+    "prefix_to_category": prefix_to_category,
+    "similar_items": similar_items,
 }
 
 

@@ -9,9 +9,11 @@ from llmrec.data.splits import History
 from llmrec.errors import InputError
 from llmrec.sids.table import SIDTable, pad_codes
 from llmrec.tasks.example import Example
-from llmrec.tasks.item_text import TITLE_CHARACTERS, short_title, sid_to_title, title_to_sid
+from llmrec.tasks.item_text import sid_to_title, title_to_sid
 from llmrec.tasks.mixture import TASKS, mix_tasks, repeat_by_weight
+from llmrec.tasks.needs import NEEDS
 from llmrec.tasks.next_item import next_item
+from llmrec.tasks.short_text import TITLE_CHARACTERS, short_title
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
@@ -34,17 +36,17 @@ def vocab(catalog: Catalog) -> SIDVocab:
 
 def test_next_item(catalog: Catalog, vocab: SIDVocab) -> None:
     assert list(next_item(catalog, vocab, ROWS, random.Random(0))) == [
-        Example("<a_0><b_1><a_1><b_0>", "<a_1><b_1>", 2, "next_item"),
-        Example("<a_1><b_1>", "<a_0><b_1>", 0, "next_item"),
+        Example("<a_0><b_1><a_1><b_0>", "<a_1><b_1>", 2, "next_item", ("<a_0><b_1>", "<a_1><b_0>")),
+        Example("<a_1><b_1>", "<a_0><b_1>", 0, "next_item", ("<a_1><b_1>",)),
     ]
 
 
 def test_item_text_keeps_quotes_commas_and_other_scripts(catalog: Catalog, vocab: SIDVocab) -> None:
-    titles = list(sid_to_title(catalog, vocab, ROWS, random.Random(0)))
-    assert titles[0] == Example("Title of <a_0><b_1>:", ' Paper, A4 "white"', None, "sid_to_title")
+    titles = list(sid_to_title(catalog, vocab, ROWS, random.Random(0), wordings=1))
+    assert titles[0] == Example("Title of <a_0><b_1>:", ' Paper, A4 "white"', None, "sid_to_title", item=0)
     assert titles[1].completion == " Crème pen; 'soft', 日本"
-    sids = list(title_to_sid(catalog, vocab, ROWS, random.Random(0)))
-    assert sids[1] == Example("ID of Crème pen; 'soft', 日本:", "<a_1><b_0>", 1, "title_to_sid")
+    sids = list(title_to_sid(catalog, vocab, ROWS, random.Random(0), wordings=1))
+    assert sids[1] == Example("ID of Crème pen; 'soft', 日本:", "<a_1><b_0>", 1, "title_to_sid", item=1)
 
 
 def test_long_titles_are_cut_at_a_space() -> None:
@@ -81,9 +83,7 @@ def no_examples(catalog, vocab, histories, rng):
 
 def test_refusals(catalog: Catalog, vocab: SIDVocab) -> None:
     settings = {"catalog": catalog, "vocab": vocab, "histories": ROWS, "seed": 0}
-    with pytest.raises(
-        InputError, match=r"unknown task 'titles': choose one of next_item, sid_to_title, title_to_sid"
-    ):
+    with pytest.raises(InputError, match=r"unknown task 'titles': choose one of .*next_item, .*title_to_sid"):
         mix_tasks({"titles": 1.0}, **settings)
     for weight in (0.0, -1.0):
         with pytest.raises(InputError, match=r"tasks: next_item has weight .*above 0"):
@@ -92,4 +92,4 @@ def test_refusals(catalog: Catalog, vocab: SIDVocab) -> None:
         mix_tasks({f"{__name__}:no_examples": 1.0}, **settings)
     with pytest.raises(InputError, match="an example has an empty completion"):
         Example("a", "", None, "mine")
-    assert set(TASKS) == {"next_item", "sid_to_title", "title_to_sid"}
+    assert set(NEEDS) == set(TASKS), "each task says what it needs of a dataset"
