@@ -3,7 +3,8 @@
     python data_prep/synthetic.py --out data/synthetic
 
 Users walk a known process over clusters of items; the manifest holds its settings and the ceiling on the
-leave-one-out test rows.
+leave-one-out test rows. ``--texts`` adds ratings, queries, reviews, written texts and chat, in which the right answers
+of all tasks are planted.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from llmrec.data.folder import write_dataset
+from llmrec.data.planted import plant_texts
 from llmrec.data.synthetic import Process, generate
 from llmrec.errors import run_command
 
@@ -38,11 +40,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(
             f"--{setting.name}", type=kind, default=setting.default, help=f"{HELP[setting.name]} (%(default)s)"
         )
+    parser.add_argument("--texts", action="store_true", help="add texts and ratings with planted answers")
     options = vars(parser.parse_args(argv))
-    out = options.pop("out")
+    out, texts = options.pop("out"), options.pop("texts")
     data = generate(Process(**options))
+    planted = plant_texts(data) if texts else None
+    data = planted.data if planted else data
     manifest = data.manifest()
     write_dataset(out, catalog=data.catalog, interactions=data.interactions, manifest=manifest)
+    if planted:
+        planted.save_beside(out)
     print(f"{out}: {len(data.catalog)} items, {data.process.users} users, {len(data.interactions)} interactions")
     print(
         "ceiling on the test rows: " + ", ".join(f"{name} {value:.4f}" for name, value in manifest["ceiling"].items())
