@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from llmrec.errors import InputError
 from llmrec.training.rows import tables_of
+from llmrec.training.sid_rows import multiply_few_rows
 from llmrec.vocab import SIDVocab
 
 
@@ -75,6 +76,7 @@ def attach_adapter(
         trainable_token_indices=dict.fromkeys(names, rows),
     )
     adapted = get_peft_model(model, config)
+    multiply_few_rows(adapted)
     if method == "new_rows":
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_("trainable_tokens_delta" in name)
