@@ -18,7 +18,7 @@ from llmrec.sids.table import SIDTable
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SNIPPET_BEAMS, SNIPPET_LINES = 50, 25
-BUILT_MODELS = ("tiny-qwen3", "small-qwen3")
+BUILT_MODELS = ("tiny-qwen3", "small-qwen3", "tiny-t5", "tiger-t5")
 """Base models that are built from a config, so that there is no base but the name."""
 _METHODS = {
     "full": "all weights were trained",

@@ -11,21 +11,26 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from llmrec.data.items import Catalog
+from llmrec.decoding.prompts import SHARED_ENCODER_MODELS
 from llmrec.errors import InputError
+from llmrec.hub.adapter_rows import auto_class
 from llmrec.sids.table import SIDTable
 from llmrec.training.adapters import attach_adapter
 from llmrec.training.config import RecipeArguments, parse_mapping
-from llmrec.training.rows import add_residual_dropout, grow_rows, init_sid_rows
+from llmrec.training.rows import add_residual_dropout, grow_rows, init_sid_rows, is_tied
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
@@ -40,13 +45,22 @@ BUILT_MODELS: dict[str, dict[str, Any]] = {
         "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
         "intermediate_size": 384,
     },
+    "tiny-t5": {"d_model": 64, "num_layers": 2, "num_heads": 4, "d_kv": 16, "d_ff": 192},
+    "tiger-t5": {"d_model": 128, "num_layers": 4, "num_heads": 6, "d_kv": 64, "d_ff": 1024},
 }  # fmt: skip
+"""Models made from a config; ``tiger-t5`` has TIGER's sizes, which counts its encoder and decoder layers alike."""
+
+BUILT_KINDS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig], dict[str, Any]]] = {
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True, "max_position_embeddings": 2048}),
+    "t5": (T5ForConditionalGeneration, T5Config, {"dropout_rate": 0.1, "feed_forward_proj": "relu"}),
+}
+"""By the last word of a built model's name: its class, its config's, and what all of the kind share."""
 
 
 QUANTIZATION = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 """How ``method: qlora`` loads its base; the manifest of the bundle repeats it."""
 
-FIXED = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")
+FIXED = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "is_encoder_decoder")
 """Config fields of a built model that follow from its tokenizer."""
 
 
@@ -81,7 +95,8 @@ def prepare_model(
 
     Raises:
         InputError: a built model with an adapter method or with settings of a pretrained one, or the other way
-            round, a model that cannot be loaded, or a tokenizer that holds SID tokens already.
+            round, a model that cannot be loaded, a tokenizer that holds SID tokens already, or an encoder-decoder that
+            cannot train (see `check_seq2seq`).
     """
     built = arguments.model in BUILT_MODELS
     if built and arguments.method != "full":
@@ -101,6 +116,8 @@ def prepare_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = _build_model(arguments, tokenizer) if built else _load_model(arguments, trust_remote_code)
+    if model.config.is_encoder_decoder:
+        check_seq2seq(model, supervise=arguments.supervise, name=arguments.model)
     vocab = SIDVocab(tokenizer, table, popularity=popularity)
     rows = grow_rows(model, tokenizer)
     init_sid_rows(model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed)
@@ -132,9 +149,9 @@ def _build_tokenizer(arguments: RecipeArguments, catalog: Catalog) -> PreTrained
 
 
 def _build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    kind, config, shared = _built_kind(arguments)
     settings: dict[str, Any] = {
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 2048,
+        **shared,
         **BUILT_MODELS[arguments.model],
         **_parse_model_config(arguments),
         "vocab_size": len(tokenizer),
@@ -142,18 +159,27 @@ def _build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase)
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if config is T5Config:
+        settings["decoder_start_token_id"] = tokenizer.pad_token_id
     try:
-        return Qwen3ForCausalLM(Qwen3Config(**settings))
+        return kind(config(**settings))
     except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"model_config: no model can be built from {arguments.model_config} ({error})") from error
 
 
+def _built_kind(
+    arguments: RecipeArguments,
+) -> tuple[type[PreTrainedModel], type[PreTrainedConfig], dict[str, Any]]:
+    return BUILT_KINDS[arguments.model.rpartition("-")[2]]
+
+
 def _parse_model_config(arguments: RecipeArguments) -> dict[str, Any]:
     overrides = parse_mapping(arguments.model_config, "model_config")
-    known = set(Qwen3Config().to_dict())
+    config = _built_kind(arguments)[1]
+    known = set(config().to_dict())
     for key in overrides:
         if key not in known:
-            raise InputError(f"model_config: Qwen3Config has no field {key!r}; check its spelling")
+            raise InputError(f"model_config: {config.__name__} has no field {key!r}; check its spelling")
         if key in FIXED:
             raise InputError(f"model_config: {key!r} follows from the tokenizer; use text_vocab_size for its size")
     return overrides
@@ -179,7 +205,10 @@ def _load_model(arguments: RecipeArguments, trust_remote_code: bool) -> PreTrain
             bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         )
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(
+            arguments.model, revision=arguments.model_revision, trust_remote_code=trust_remote_code
+        )
+        return auto_class(config).from_pretrained(
             arguments.model,
             revision=arguments.model_revision,
             dtype=getattr(torch, arguments.dtype),
@@ -189,4 +218,34 @@ def _load_model(arguments: RecipeArguments, trust_remote_code: bool) -> PreTrain
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"model: {arguments.model!r} cannot be loaded as a causal LM ({error})") from error
+        raise InputError(f"model: {arguments.model!r} cannot be loaded as a language model ({error})") from error
+
+
+def check_seq2seq(model: PreTrainedModel, *, supervise: str, name: str) -> None:
+    """Check that an encoder-decoder can be trained here, before its tables grow.
+
+    Args:
+        model: the base model.
+        supervise: how ``next_item`` rows are made.
+        name: what the errors call the model.
+
+    Raises:
+        InputError: ``supervise: history``, another architecture than T5's, or tables that are not tied.
+    """
+    kind = model.config.model_type
+    if kind not in SHARED_ENCODER_MODELS:
+        raise InputError(
+            f"model: {name} is an encoder-decoder of kind {kind!r}; those that train are "
+            f"{', '.join(SHARED_ENCODER_MODELS)}, and all causal models"
+        )
+    if supervise == "history":
+        raise InputError(
+            f"supervise: history trains every position of one causal pass, and the encoder of {name} looks both ways: "
+            "it would have read the targets; set supervise: row"
+        )
+    if not is_tied(model):
+        raise InputError(
+            f"model: {name} has an output head of its own (T5 1.1, Flan-T5, mT5). transformers 5 ties it to the input "
+            "embeddings as soon as the tables grow, and one of them is lost; start from a tied checkpoint such as "
+            "google-t5/t5-small, or from a causal model"
+        )
