@@ -11,6 +11,8 @@ from llmrec.data.splits import History
 from llmrec.errors import InputError
 from llmrec.registry import resolve
 from llmrec.tasks.categories import prefix_to_category, sid_to_category
+from llmrec.tasks.chat_data import chat_data
+from llmrec.tasks.denoise import denoise
 from llmrec.tasks.example import Example
 from llmrec.tasks.history_text import history_title_to_sid, sid_history_to_description, sid_history_to_title
 from llmrec.tasks.inputs import TaskInputs
@@ -18,6 +20,11 @@ from llmrec.tasks.item_text import attributes_to_sid, description_to_sid, sid_to
 from llmrec.tasks.needs import check_needs
 from llmrec.tasks.next_item import next_item
 from llmrec.tasks.next_session import next_session
+from llmrec.tasks.preference import intention_to_sid, preference_to_sid
+from llmrec.tasks.profile import profile_to_sid, user_profile
+from llmrec.tasks.reasoning import reasoning
+from llmrec.tasks.reviews import explanation, rating, review_to_sid
+from llmrec.tasks.search import query_to_sid
 from llmrec.tasks.similar_items import similar_items
 from llmrec.tasks.spec import TaskSpec, parse_tasks
 from llmrec.vocab import SIDVocab
@@ -35,6 +42,17 @@ TASKS: dict[str, Callable[..., Iterator[Example]]] = {
     "sid_to_category": sid_to_category,
     "prefix_to_category": prefix_to_category,
     "similar_items": similar_items,
+    "query_to_sid": query_to_sid,
+    "intention_to_sid": intention_to_sid,
+    "preference_to_sid": preference_to_sid,
+    "review_to_sid": review_to_sid,
+    "rating": rating,
+    "explanation": explanation,
+    "denoise": denoise,
+    "user_profile": user_profile,
+    "profile_to_sid": profile_to_sid,
+    "reasoning": reasoning,
+    "chat_data": chat_data,
 }
 
 
