@@ -15,7 +15,7 @@ def named_files() -> set[str]:
     found = set()
     for heading, text in SECTIONS:
         files = re.findall(r"`(\w+\.py)`", text)
-        for room in re.findall(r"`(llmrec/\w+)/`", heading):
+        for room in re.findall(r"`(llmrec/\w+(?:/\w+)*)/`", heading):
             found |= {f"{room}/{file}" for file in files if (ROOT / room / file).is_file()}
     return found
 
@@ -31,7 +31,7 @@ def test_every_file_with_a_paper_is_named():
 
 def test_every_named_file_exists():
     for heading, text in SECTIONS:
-        rooms = re.findall(r"`(llmrec/\w+)/`", heading)
+        rooms = re.findall(r"`(llmrec/\w+(?:/\w+)*)/`", heading)
         for file in re.findall(r"^\|[^|]*\|([^|]*)\|", text, re.MULTILINE) if rooms else ():
             for name in re.findall(r"`(\w+\.py)`", file):
                 assert any((ROOT / room / name).is_file() for room in rooms), f"{heading}: {name}"
