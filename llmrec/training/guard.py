@@ -1,0 +1,124 @@
+"""A loss that is no number: stop before the weights are spoilt, and say where."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from llmrec.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 8
+
+
+class NotFinite(InputError):
+    """Loss, gradient or weights became NaN or infinite; no checkpoint holds them."""
+
+
+class FiniteGuard(TrainerCallback):
+    """Stops a run before an optimiser step whose loss or gradient is not finite, and before bad weights are saved.
+
+    The optimiser step is not taken and nothing is saved, so that the last checkpoint on disk is a good one.
+
+    Args:
+        any_process: returns whether a flag is set on any process; every process calls it at the same points.
+        describe_step: says which rows a step has trained on.
+        scaled: whether a gradient scaler (fp16) runs: it meets infinite gradients on purpose and skips their steps.
+    """
+
+    def __init__(
+        self, *, any_process: Callable[[bool], bool], describe_step: Callable[[int], str], scaled: bool = False
+    ) -> None:
+        self._any_process, self._describe_step, self._scaled = any_process, describe_step, scaled
+        self._losses: Tensor | None = None
+
+    def watch(self, loss: Tensor) -> None:
+        """Take note of a micro-batch's loss."""
+        self._losses = loss.detach() if self._losses is None else self._losses + loss.detach()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the losses of the step before."""
+        self._losses = None
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the step's losses and gradients.
+
+        Raises:
+            NotFinite: one of them is not finite.
+        """
+        loss = None if self._losses is None else float(self._losses)
+        norm = None if self._scaled else _gradient_norm(kwargs["model"])
+        bad_loss = loss is not None and not torch.isfinite(torch.tensor(loss)).item()
+        bad_norm = norm is not None and not torch.isfinite(torch.tensor(norm)).item()
+        if self._any_process(bad_loss or bad_norm):
+            what = f"the loss is {loss}" if bad_loss else f"the loss is {loss}, the gradient norm {norm}"
+            raise NotFinite(self._message(what, args, state))
+
+    def check_weights(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
+        """Look at the weights that are about to be saved.
+
+        Args:
+            model: as it trains.
+            args: of the run.
+            state: of the run.
+
+        Raises:
+            NotFinite: a weight is not finite.
+        """
+        if self._any_process(not _finite_weights(model)):
+            raise NotFinite(self._message("a weight is not finite after the step", args, state, done=1))
+
+    def _message(self, what: str, args: TrainingArguments, state: TrainerState, *, done: int = 0) -> str:
+        step = state.global_step - done
+        kept = get_last_checkpoint(str(args.output_dir))
+        there = f"The last good checkpoint is {kept}" if kept else "There is no checkpoint yet"
+        start = f"from it in a new folder: --resume_from_checkpoint {kept}" if kept else "in a new folder:"
+        return (
+            f"step {step + 1}: {what}, so training stopped before it was saved. The batch: "
+            f"{self._describe_step(step)}. {there}. Lower learning_rate (now {args.learning_rate}) or max_grad_norm "
+            f"(now {args.max_grad_norm}), or look at those rows; then start {start} --output_dir {args.output_dir}-2 "
+            f"--learning_rate {args.learning_rate / 2:g}"
+        )
+
+
+def describe_rows(rows: list[int], *, tasks: list[str], lengths: list[int]) -> str:
+    """Return one phrase for a batch: how many rows, their numbers, tasks and the longest.
+
+    Args:
+        rows: row numbers in the training set.
+        tasks: each row's task.
+        lengths: each row's tokens.
+    """
+    numbers = ", ".join(str(row) for row in rows[:SHOWN]) + (", ..." if len(rows) > SHOWN else "")
+    mix = ", ".join(f"{task} {count}" for task, count in Counter(tasks).most_common())
+    longest = max(range(len(rows)), key=lengths.__getitem__)
+    return (
+        f"{len(rows)} rows of the training set (numbers {numbers}; tasks: {mix}; the longest is row {rows[longest]} "
+        f"with {lengths[longest]} tokens)"
+    )
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Return a sharded tensor's whole value."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
+
+
+def _gradient_norm(model: nn.Module) -> float | None:
+    """Return the norm of what gradients there are; None where an engine keeps them to itself (DeepSpeed)."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return float(_whole(nn.utils.get_total_norm(gradients))) if gradients else None
+
+
+def _finite_weights(model: nn.Module) -> bool:
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad and parameter.numel()]
+    return bool(torch.isfinite(_whole(nn.utils.get_total_norm(trained))).item()) if trained else True
