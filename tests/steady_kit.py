@@ -45,8 +45,8 @@ def kit_trainer(
     """Build a trainer that logs every step and keeps everything on the CPU."""
     defaults = {
         "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1,
-        "report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 0, "save_strategy": "no", "logging_nan_inf_filter": False,
-        "lr_scheduler_type": "constant", "remove_unused_columns": False,
+        "report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 0, "save_strategy": "no",
+        "logging_nan_inf_filter": False, "lr_scheduler_type": "constant", "remove_unused_columns": False,
     }  # fmt: skip
     arguments = TrainingArguments(output_dir=str(path), **{**defaults, **settings})
     return kind(
