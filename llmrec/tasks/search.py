@@ -13,7 +13,7 @@ from llmrec.tasks.short_text import TITLE_CHARACTERS, short_text, short_titles
 from llmrec.tasks.wordings import wordings_of
 from llmrec.vocab import SIDVocab
 
-WORD = re.compile(r"[^\W_][\w'\u2019&.-]*")
+WORD = re.compile(r"[^\W_](?:[\w'\u2019&.-]*[^\W_])?")
 MOST_WORDS = 3
 
 
