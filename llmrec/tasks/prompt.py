@@ -11,8 +11,19 @@ from llmrec.vocab import SIDVocab
 
 KINDS = ("plain", "chat")
 CHAT_TEMPLATES = {
-    "next_item": "A customer took these {domain}, oldest first: {prompt}\nWhich one comes next? Answer with its ID."
+    "next_item": "A customer took these {domain}, oldest first: {prompt}\nWhich one comes next? Answer with its ID.",
+    "next_session": "{prompt}\nAnswer with their IDs, one after the other.",
+    "history_title_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "sid_to_title": "{prompt}\nAnswer with the title alone.",
+    "title_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "sid_history_to_title": "{prompt}\nAnswer with the title alone.",
+    "description_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "attributes_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "sid_to_category": "{prompt}\nAnswer with the category alone.",
+    "prefix_to_category": "{prompt}\nAnswer with the category alone.",
+    "similar_items": "{prompt}\nAnswer with the ID alone.",
 }
+"""What a chat model is told around a prompt, by task; a bundle keeps the templates that it was trained with."""
 
 
 @dataclass(frozen=True)

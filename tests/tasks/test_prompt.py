@@ -43,7 +43,7 @@ def test_chat_is_the_templates_text_inside_the_tokenizers():
 
 
 def test_a_task_without_a_template_is_not_wrapped():
-    assert CHAT.content("What is <a_1>?", "sid_to_title") == "What is <a_1>?"
+    assert CHAT.content("What is <a_1>?", "mine") == "What is <a_1>?"
 
 
 def test_braces_in_text_are_no_fields():
