@@ -21,7 +21,8 @@ from llmrec.errors import run_command
 from llmrec.hub import push_to_hub, save_card, save_sidecars
 from llmrec.hub.info import CARD_FILE
 from llmrec.launch import check_launch
-from llmrec.tasks.mixture import mix_tasks
+from llmrec.tasks.inputs import TaskInputs
+from llmrec.tasks.mixture import held_out_rows, mix_tasks
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
 from llmrec.training.examples import encode_examples, to_dataset, training_rows
 from llmrec.training.finish import describe_run, run_identity
@@ -71,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         catalog=dataset.catalog,
         vocab=vocab,
         seed=training.seed,
+        stride=arguments.history_stride,
+        temperature=arguments.task_temperature,
+        inputs=TaskInputs.of(dataset, splits),
+        without=held_out_rows(len(dataset.catalog), arguments.hold_out_items, training.seed),
         progress=state.is_main_process,
         **encode,
     )
@@ -108,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=tokenizer,
         validation=validation,
         save_sidecars=sidecars,
+        vocab=vocab,
+        task_names=list(arguments.tasks),
     )
     if state.is_main_process:
         claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)

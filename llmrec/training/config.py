@@ -100,6 +100,13 @@ class RecipeArguments:
             "llmrec.training.walks.Walks, such as {alone: 60000, embeddings: FILE}."
         },
     )
+    history_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Targets that each further window of a history longer than max_history adds under supervise: "
+            "history; half of max_history when not given."
+        },
+    )
     prompt: str = field(default="plain", metadata={"help": "Prompt form: plain or chat."})
     domain: str | None = field(
         default=None, metadata={"help": "Phrase for the items in prompts; the dataset's when not given."}
@@ -119,6 +126,19 @@ class RecipeArguments:
     )
     eval_tasks: bool = field(default=False, metadata={"help": "Score every task at each evaluation."})
     eval_task_examples: int = field(default=200, metadata={"help": "Examples a task that eval_tasks scores."})
+    objective: str = field(
+        default="cross_entropy",
+        metadata={"help": "Loss of each label: a name of OBJECTIVES (docs/training.md), or package.module:attribute."},
+    )
+    objective_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the objective, by name."}
+    )
+    train_users: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the users whose training rows are used, the same ones for a seed; held-out rows stay."
+        },
+    )
     eval_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of Recall and NDCG."})
     eval_beams: int = field(default=20, metadata={"help": "Beams of the validation during training."})
     eval_users: int = field(
@@ -127,6 +147,17 @@ class RecipeArguments:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete another run in output_dir and start anew."}
     )
+    find_batch_size: bool = field(
+        default=False,
+        metadata={
+            "help": "Where memory ends, halve per_device_train_batch_size and double gradient_accumulation_steps."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Print parameters, memory, tokens, steps and an estimate of the time, and train nothing."},
+    )
+    dry_run_json: str | None = field(default=None, metadata={"help": "Also write what dry_run found to this file."})
 
     def __post_init__(self) -> None:
         for name in ("dataset", "sids", "model"):
@@ -149,7 +180,24 @@ class RecipeArguments:
         if not 0.0 <= self.residual_dropout < 1.0:
             raise InputError(f"residual_dropout: {self.residual_dropout}; it lies in [0, 1)")
         _whole("max_history", self.max_history, least=1)
+        if self.history_stride is not None:
+            _whole("history_stride", self.history_stride, least=1)
+            if self.supervise != "history":
+                raise InputError(
+                    f"history_stride: {self.history_stride} with supervise: {self.supervise}, which has no windows; "
+                    "leave it out, or set supervise: history"
+                )
+            if self.history_stride > self.max_history:
+                raise InputError(
+                    f"history_stride: {self.history_stride}; at most max_history ({self.max_history}), or targets "
+                    "between two windows would be missed"
+                )
         _whole("eval_users", self.eval_users, least=0)
+        if not isinstance(self.objective, str) or not self.objective:
+            raise InputError(f"objective: {self.objective!r}; give a name, such as cross_entropy")
+        self.objective_args = parse_mapping(self.objective_args, "objective_args")
+        if not 0.0 < self.train_users <= 1.0:
+            raise InputError(f"train_users: {self.train_users}; a share of the users, above 0 and at most 1")
         if not isinstance(self.eval_ks, list) or not self.eval_ks:
             raise InputError(f"eval_ks: {self.eval_ks!r}; a list of cut-offs, such as [5, 10]")
         for k in self.eval_ks:
@@ -158,6 +206,8 @@ class RecipeArguments:
             raise InputError(f"eval_ks: {self.eval_ks}; none is above eval_beams ({self.eval_beams})")
         if not isinstance(self.lora_target_modules, list | None):
             raise InputError(f"lora_target_modules: {self.lora_target_modules!r}; a list of module names")
+        if self.dry_run_json and not self.dry_run:
+            raise InputError(f"dry_run_json: {self.dry_run_json!r} without dry_run; add --dry_run true")
         self.model_config = parse_mapping(self.model_config, "model_config")
         self.walks = parse_mapping(self.walks, "walks") or None
         if self.walks and self.supervise != "history":
@@ -179,12 +229,42 @@ def trains_on_gpu(*, use_cpu: bool) -> bool:
 
 @dataclass
 class SFTRecipeConfig(SFTConfig):
-    """TRL's `SFTConfig`; bf16, unless set, and pinned memory are on with a CUDA device and off without one."""
+    """TRL's `SFTConfig`; bf16, unless set, and pinned memory are on with a CUDA device and off without one.
+
+    Raises:
+        InputError: a value outside its range, or a loss of TRL's that ours would pass over.
+    """
+
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "Pack the rows of a batch into few lines, without leaks; false pads them. Not TRL's packing: the "
+            "optimiser sees the same rows in a step either way."
+        },
+    )
+    pack_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a packed line, where above the batch's longest row."}
+    )
 
     def __post_init__(self) -> None:
+        if self.pack_length is not None:
+            _whole("pack_length", self.pack_length, least=1)
+        if self.label_smoothing_factor > 0:
+            raise InputError(
+                f"label_smoothing_factor: {self.label_smoothing_factor}; it is not applied here, use objective: "
+                "level_smoothing"
+            )
+        if self.loss_type != "nll":
+            raise InputError(f"loss_type: {self.loss_type!r}; leave it at nll and choose an objective")
         _whole("per_device_train_batch_size", self.per_device_train_batch_size, least=1)
         if self.learning_rate < 0:
             raise InputError(f"learning_rate: {self.learning_rate}; it is not negative")
+        if self.auto_find_batch_size:
+            raise InputError(
+                "auto_find_batch_size: it starts again with a smaller effective batch and with weights that have "
+                "trained; use find_batch_size: true"
+            )
+        self.logging_nan_inf_filter = False  # it would hide the loss at which a run must stop
         on_gpu = trains_on_gpu(use_cpu=self.use_cpu)
         if self.bf16 is None and not self.fp16:
             self.bf16 = on_gpu

@@ -22,9 +22,12 @@ class LabelledOutput(ModelOutput):
 
     Args:
         losses: ``(labels,)`` float32.
+        hits: ``(labels,)`` whether the target is the likeliest token; None where the objective does not ask for its
+            log-probability.
     """
 
     losses: Tensor | None = None
+    hits: Tensor | None = None
 
 
 def level_table(vocab: SIDVocab | None, rows: int) -> Tensor:
@@ -63,6 +66,7 @@ def add_labelled_forward(model: PreTrainedModel, objective: Objective, *, vocab:
     ) -> Any:  # fmt: skip
         if places is None or targets is None or tasks is None:
             return original(*args, **kwargs)
+        batch = {"places": places, "targets": targets, "tasks": tasks, "rows_of": rows_of, **kwargs}
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         kwargs["use_cache"] = False  # packed rows would see one another through a cache's mask
         if rows_of is not None:
@@ -73,8 +77,10 @@ def add_labelled_forward(model: PreTrainedModel, objective: Objective, *, vocab:
         if targets.device not in where:
             where[targets.device] = levels.to(targets.device)
         level = where[targets.device][targets]
-        labelled = Labelled(hidden, targets, tasks, level, sid_numbers(level, places))
-        return LabelledOutput(losses=objective(labelled, Head.of(self)))
+        labelled = Labelled(hidden, targets, tasks, level, sid_numbers(level, places), batch)
+        head = Head.of(self)
+        losses = objective(labelled, head)
+        return LabelledOutput(losses=losses, hits=head.hits[0] if head.hits else None)
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
 

@@ -1,7 +1,7 @@
 """What stands where a label stands, and an output head that is multiplied nowhere else."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -33,6 +33,7 @@ class Labelled:
         tasks: ``(labels,)`` task number, in the order of the config's tasks.
         levels: ``(labels,)`` SID level of the target, -1 where it is text.
         sids: ``(labels,)`` running number of the SID within the batch, -1 where the target is text.
+        batch: what the model's forward was called with, for objectives that ask another model.
     """
 
     hidden: Tensor
@@ -40,6 +41,7 @@ class Labelled:
     tasks: Tensor
     levels: Tensor
     sids: Tensor
+    batch: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def sid_numbers(levels: Tensor, places: Tensor) -> Tensor:
@@ -80,6 +82,8 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     chunk: int | None = None
+    hits: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+    """``(labels,)`` of each call of `log_probs`: whether no other token is more likely than the target."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, *, scale: float | None = None) -> "Head":
@@ -116,16 +120,14 @@ class Head:
             hidden: ``(labels, dim)``.
             targets: ``(labels,)`` token ids.
         """
-        return self.log_probs_and_hits(hidden, targets)[0]
-
-    def log_probs_and_hits(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `log_probs`, and ``(labels,)`` whether no other token is more likely."""
         hidden = self._scaled(hidden)
         chunk = self.chunk or (CHUNK_LOGITS_GPU if hidden.is_cuda else CHUNK_LOGITS)
         with torch.autocast(hidden.device.type, enabled=False):
-            return _LogProbs.apply(  # type: ignore[no-any-return]
+            log_probs, hits = _LogProbs.apply(  # type: ignore[misc]
                 hidden, self.weight, self.bias, self.rows, targets, self.token_ids, self.softcap, chunk
             )
+        self.hits.append(hits)
+        return log_probs
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         """Return float32 ``(labels, tokens)`` logits of a few tokens.

@@ -46,7 +46,9 @@ def test_chat_row_learns_the_end_of_turn(tokenizer, vocab) -> None:
 
 
 def test_too_long_a_row_is_refused(tokenizer, vocab) -> None:
-    with pytest.raises(InputError, match="an example has 10 tokens, max_length is 9; raise max_length"):
+    with pytest.raises(
+        InputError, match="an example has 10 tokens, max_length is 9, and no shorter history would help"
+    ):
         encode(Example(vocab.tokens(3) * 2, vocab.tokens(9), 9, "next_item"), tokenizer, PLAIN, max_length=9)
 
 
