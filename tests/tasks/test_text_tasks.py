@@ -1,5 +1,6 @@
 """Tasks of searches, written texts, reviews, ratings, denoising, profiles, rationales and chat."""
 
+import inspect
 import json
 import math
 import random
@@ -109,7 +110,7 @@ def test_nothing_held_out_reaches_an_example(dataset: DatasetFolder, task: str):
     for seed in range(5):
         found = examples(dataset, task, seed=seed, **OPTIONS[task])
         assert not [example for example in found if HELD_OUT in example.prompt + example.completion]
-    if "inputs" in TASKS[task].__kwdefaults__ or "inputs" in TASKS[task].__code__.co_varnames:
+    if "inputs" in inspect.signature(TASKS[task]).parameters:
         allowed = {
             (SEQUENCES[user][:place], SEQUENCES[user][place]) for user in SEQUENCES for place in range(CUT[user])
         }
