@@ -17,6 +17,14 @@ OPTIMISATION = (
 )  # fmt: skip
 """Fields of `SFTRecipeConfig` that decide the weights."""
 
+CUTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""How a global batch is cut: a run may go on with another cut, and another number of processes."""
+
+NOT_SETTINGS = (
+    "dataset", "sids", "domain", "overwrite_output_dir", "find_batch_size", "dry_run", "dry_run_json",
+)  # fmt: skip
+"""Fields of `RecipeArguments` that do not decide the weights, or are told apart by hashes."""
+
 
 def _optimisation(training: SFTRecipeConfig) -> dict[str, Any]:
     values = {name: getattr(training, name) for name in OPTIMISATION}
@@ -29,7 +37,7 @@ def _settings(arguments: RecipeArguments) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(arguments).items()
-        if name not in ("dataset", "sids", "domain", "overwrite_output_dir") and not name.startswith("eval_")
+        if name not in NOT_SETTINGS and not name.startswith("eval_")
     }
 
 
@@ -42,7 +50,9 @@ def run_identity(
     form: PromptForm,
     protocol: str,
 ) -> dict[str, Any]:
-    """Return what must be equal for a killed run to go on in its folder."""
+    """Return what must be equal for a killed run to go on in its folder; of the batch, its size over all processes."""
+    optimisation = {name: value for name, value in _optimisation(training).items() if name not in CUTS}
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     return {
         "dataset": dataset.name,
         "files": dict(dataset.manifest.get("files", {})),
@@ -50,7 +60,8 @@ def run_identity(
         **_settings(arguments),
         "protocol": protocol,
         "domain": form.domain,
-        **_optimisation(training),
+        **optimisation,
+        "global_batch": batch,
     }
 
 
@@ -106,7 +117,7 @@ def describe_run(
         "tasks": arguments.tasks,
         "seed": training.seed,
         "settings": _settings(arguments),
-        "training": _optimisation(training),
+        "training": {**_optimisation(training), "processes": training.world_size},
         "versions": versions(),
         "commit": git_commit(),
         "metrics": [],

@@ -10,10 +10,18 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llmrec.artifacts import read_json, write_json
 from llmrec.errors import InputError
+from llmrec.hub.info import INFO_FILE
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+
+SAME_TO_RESUME = (
+    (("sids", "sid_hash"), "SID table", "--sids"), (("base_model",), "base model", "--model"),
+    (("base_revision",), "revision of the base model", "--model_revision"), (("method",), "method", "--method"),
+    (("vocab_rows",), "number of token rows", "--text_vocab_size and --sids"),
+)  # fmt: skip
+"""What of a checkpoint's manifest must be the run's own, what it is called, and the flag that sets it."""
 
 
 def check_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: bool, finished: str) -> str | None:
@@ -55,6 +63,41 @@ def check_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: boo
     if finished in names:
         raise InputError(f"{path}: holds this very run, finished; {remedy}")
     return get_last_checkpoint(str(path))
+
+
+def check_resume(checkpoint: str | None, manifest: Mapping[str, Any]) -> None:
+    """Check that weights of a checkpoint of any run (``resume_from_checkpoint``) mean the same in this one.
+
+    Args:
+        checkpoint: its folder, or None.
+        manifest: what `describe_run` says of this run.
+
+    Raises:
+        InputError: no checkpoint of ours, one without an optimiser's state, or one with other SIDs or another base.
+    """
+    if checkpoint is None:
+        return
+    path = Path(checkpoint)
+    if not (path / "trainer_state.json").is_file():
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint!r} holds no trainer_state.json; give the folder of a checkpoint, "
+            "such as runs/office/checkpoint-300 (a run that was killed goes on by the same command, without this)"
+        )
+    before = read_json(path / INFO_FILE, "manifest of the checkpoint")
+    for keys, name, flag in SAME_TO_RESUME:
+        there, here = _value(before, keys), _value(manifest, keys)
+        if there != here:
+            raise InputError(
+                f"resume_from_checkpoint: {checkpoint} was trained with another {name} "
+                f"({there!r} there, {here!r} here); give {flag} as it was, or start anew without it"
+            )
+
+
+def _value(manifest: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    value: Any = manifest
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def claim_run_folder(path: str | Path, run: Mapping[str, Any], *, checkpoint: str | None) -> None:

@@ -70,7 +70,7 @@ class SteadyTrainer(Trainer):
         self._given_order = sampler
         self._order: Sampler[int] | None = None
         self._manifest = manifest if manifest is not None else {}
-        self._stepping = False
+        self._phase = "between"
         self._first_step = 0
         self._resumed: str | None = None
         self._guard = FiniteGuard(
@@ -175,6 +175,7 @@ class SteadyTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return a micro-batch's loss, and let the guard see it."""
+        self._phase = "batch"
         loss = super().training_step(*args, **kwargs)
         self._guard.watch(loss)
         return loss
@@ -182,22 +183,6 @@ class SteadyTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._guard.check_weights(model, self.args, self.state)
         super()._save_checkpoint(model, trial)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the other trainer's metrics.
-
-        Raises:
-            InputError: memory ended.
-        """
-        try:
-            return super().evaluate(*args, **kwargs)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise InputError(
-                f"evaluation at step {self.state.global_step}: out of memory; lower per_device_eval_batch_size "
-                f"(now {self.args.per_device_eval_batch_size}) or eval_beams"
-            ) from error
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, and start again with a smaller cut of the same global batch where memory ends.
@@ -208,13 +193,13 @@ class SteadyTrainer(Trainer):
             **kwargs: as `Trainer` takes them.
 
         Raises:
-            InputError: memory ended and cannot be helped: ``find_batch_size`` is off, one row does not fit, the
-                optimiser's state does not fit, or one of several processes met it in the middle of a step.
+            InputError: memory ended and cannot be helped: ``find_batch_size`` is off, one row does not fit, it was
+                not in a batch (the optimiser's state, an evaluation), or one of several processes met it.
             NotFinite: loss, gradient or weights are not finite.
         """
         while True:
             self._resumed = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-            self._stepping = False
+            self._phase = "between"
             random_state = torch.random.get_rng_state()
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -233,7 +218,13 @@ class SteadyTrainer(Trainer):
     def _refuse_hopeless(self, error: BaseException) -> None:
         step = self.state.global_step + 1
         sizes = BatchSizes(self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps)
-        if self._stepping:
+        if self._phase == "between" and not isinstance(error, RehearsalFailed):
+            raise InputError(
+                f"after step {step - 1}: out of memory outside a training step; in an evaluation, lower "
+                f"per_device_eval_batch_size (now {self.args.per_device_eval_batch_size}) or eval_beams; where the "
+                "model itself does not fit, use method: lora, or accelerate_configs/fsdp2.yaml on several GPUs"
+            ) from error
+        if self._phase == "optimiser":
             raise InputError(
                 f"step {step}: out of memory while the optimiser made its state, which no batch size changes; use "
                 "method: lora, optim: adamw_8bit, or accelerate_configs/zero2.yaml with several GPUs"
@@ -359,9 +350,9 @@ class _Steps(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._trainer._stepping = True
+        self._trainer._phase = "optimiser"
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._trainer._stepping = False
+        self._trainer._phase = "between"

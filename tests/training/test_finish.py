@@ -38,6 +38,9 @@ def test_identity_changes_with_what_decides_the_weights(dataset, table, tmp_path
     assert identity(lora_dropout=0.5) != identity()
     assert identity(eval_beams=30) == identity()
     assert identity(logging_steps=3) == identity(), "what only watches does not make another run"
+    assert identity(per_device_train_batch_size=4) != identity()
+    halved = identity(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert halved == identity(), "8 rows a step by default, however they are cut"
 
 
 def test_description_of_a_run(dataset, catalog, table, tmp_path: Path) -> None:
@@ -51,6 +54,7 @@ def test_description_of_a_run(dataset, catalog, table, tmp_path: Path) -> None:
     assert info["prompt"]["max_history"] == 7
     assert info["vocab_rows"] == len(prepared.tokenizer)
     assert info["training"]["learning_rate"] == training.learning_rate
+    assert info["training"]["processes"] == 1
     assert info["sids"]["sid_hash"] == table.hash
     assert (info["dtype"], info["quantization"]) == ("float32", None)
     assert info["settings"]["sid_init"] == "mean"
