@@ -7,6 +7,7 @@ import numpy as np
 
 from llmrec.data.folder import DatasetFolder, load_dataset
 from llmrec.data.splits import Splits, training_popularity
+from llmrec.data.user_share import take_users
 from llmrec.sids.fitted_on import check_fitted_on
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm
@@ -55,6 +56,7 @@ def load_inputs(arguments: RecipeArguments) -> RecipeInputs:
     """
     dataset = load_dataset(arguments.dataset)
     splits = dataset.split(arguments.protocol, max_history=arguments.max_history)
+    splits = take_users(splits, dataset.interactions, arguments.train_users)
     table = SIDTable.load(arguments.sids)
     table.check_catalog(dataset.catalog.hash, path=arguments.sids)
     check_fitted_on(table.settings, splits.protocol, source=arguments.sids)
