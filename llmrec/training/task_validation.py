@@ -1,0 +1,95 @@
+"""How well a model does its tasks while it trains."""
+
+from collections.abc import Mapping
+from typing import Self, cast
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmrec.evaluation.task_answers import TaskModel
+from llmrec.evaluation.task_examples import TaskExamples, examples_to_score
+from llmrec.evaluation.task_scores import score_task
+from llmrec.tasks.mixture import held_out_rows
+from llmrec.tasks.prompt import PromptForm
+from llmrec.tasks.spec import parse_tasks
+from llmrec.training.config import RecipeArguments
+from llmrec.training.inputs import RecipeInputs
+from llmrec.vocab import SIDVocab
+
+LOGGED = ("ndcg@10", "prefix_accuracy@1", "exact", "chrf", "accuracy", "rmse")
+"""Metrics that are logged beside a task's main one."""
+
+
+class TaskValidation:
+    """Scores the tasks of a run on held-out examples (`llmrec.evaluation.task_examples.examples_to_score`).
+
+    Args:
+        tasks: what is asked, by task.
+        tokenizer: with the SID tokens.
+        vocab: the SIDs.
+        form: how prompts are written.
+        num_beams: SIDs that are kept a step.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskExamples],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab: SIDVocab,
+        form: PromptForm,
+        num_beams: int,
+    ) -> None:
+        self.tasks = dict(tasks)
+        self.tokenizer, self.vocab, self.form, self.num_beams = tokenizer, vocab, form, num_beams
+
+    @classmethod
+    def of(
+        cls,
+        arguments: RecipeArguments,
+        inputs: RecipeInputs,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab: SIDVocab,
+        seed: int,
+    ) -> Self | None:
+        """Return the validation that a recipe's arguments ask for, None where ``eval_tasks`` is off.
+
+        Args:
+            arguments: the tasks, how many examples of each, and the beams.
+            inputs: what they name.
+            tokenizer: with the SID tokens.
+            vocab: the SIDs.
+            seed: of the run.
+
+        Raises:
+            InputError: as `examples_to_score`.
+        """
+        if not arguments.eval_tasks:
+            return None
+        asked = examples_to_score(
+            parse_tasks(cast(dict, arguments.tasks)),
+            dataset=inputs.dataset,
+            splits=inputs.splits,
+            split="valid",
+            vocab=vocab,
+            seed=seed,
+            limit=arguments.eval_task_examples,
+            held_out=held_out_rows(len(vocab), arguments.hold_out_items, seed),
+        )
+        return cls(asked, tokenizer=tokenizer, vocab=vocab, form=inputs.form, num_beams=arguments.eval_beams)
+
+    def metrics(
+        self, model: PreTrainedModel | PeftModel, accelerator: Accelerator, *, prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return ``{prefix}_{task}_{metric}``; processes share the tasks and get the same numbers."""
+        asked = TaskModel(model, self.tokenizer, self.vocab, self.form, num_beams=self.num_beams)
+        own: list[tuple[str, float]] = []
+        for name in list(self.tasks)[accelerator.process_index :: accelerator.num_processes]:
+            score = score_task(asked, self.tasks[name])
+            for metric in dict.fromkeys((score.main, *LOGGED)):
+                if metric in score.metrics:
+                    own.append((f"{prefix}_{name.rpartition(':')[2]}_{metric}", score.metrics[metric]))
+        return dict(sorted(gather_object(own)))
