@@ -108,7 +108,8 @@ def test_evaluation_and_the_optimiser_are_not_helped_by_a_smaller_batch(
     trainer = kit_trainer(
         make_model(rows=64), tmp_path, kind=Evaluates, find_batch_size=True, eval_strategy="steps", eval_steps=2
     )
-    with pytest.raises(InputError, match="after step 2: out of memory outside a training step; in an evaluation, lower"):
+    message = "after step 2: out of memory outside a training step; in an evaluation, lower per_device_eval_batch_size"
+    with pytest.raises(InputError, match=message):
         trainer.train()
 
     class Steps(torch.optim.SGD):
