@@ -23,6 +23,7 @@ from llmrec.hub.info import CARD_FILE
 from llmrec.launch import check_launch
 from llmrec.tasks.inputs import TaskInputs
 from llmrec.tasks.mixture import held_out_rows, mix_tasks
+from llmrec.tasks.spec import parse_tasks
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
 from llmrec.training.examples import encode_examples, to_dataset, training_rows
 from llmrec.training.finish import describe_run, run_identity
@@ -31,7 +32,10 @@ from llmrec.training.model import prepare_model
 from llmrec.training.parser import parse_recipe
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
 from llmrec.training.sft import RecommenderSFTTrainer
+from llmrec.training.task_sampler import sampler_of
+from llmrec.training.task_validation import task_measures
 from llmrec.training.validation import Validation
+from llmrec.training.walks import walks_for
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Examples
     encode = {"tokenizer": tokenizer, "form": form, "max_length": training.max_length}
+    walks = walks_for(arguments, splits, dataset.catalog, seed=training.seed, progress=state.is_main_process)
     train = training_rows(
         splits,
         tasks=arguments.tasks,
@@ -76,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         temperature=arguments.task_temperature,
         inputs=TaskInputs.of(dataset, splits),
         without=held_out_rows(len(dataset.catalog), arguments.hold_out_items, training.seed),
+        walks=walks,
         progress=state.is_main_process,
         **encode,
     )
@@ -114,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         validation=validation,
         save_sidecars=sidecars,
         vocab=vocab,
-        task_names=list(arguments.tasks),
+        task_names=[*arguments.tasks, *(["walks"] if walks else [])],
+        sampler=sampler_of(parse_tasks(arguments.tasks), train["task"], training, processes=state.num_processes),
+        measures=task_measures(arguments, inputs, tokenizer=tokenizer, vocab=vocab, seed=training.seed),
     )
     if state.is_main_process:
         claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)

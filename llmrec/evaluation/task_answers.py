@@ -131,8 +131,8 @@ class TaskModel:
 
     def _generate(self, prompts: Sequence[Sequence[int]], longest: int) -> list[str]:
         ids, mask = self._padded(prompts)
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        config: Any = model.config
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        config = model.config
         end = end_token_id(self.tokenizer, self.form.kind)
         greedy = GenerationConfig(
             max_new_tokens=longest, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=end,
@@ -148,7 +148,7 @@ class TaskModel:
         answers = []
         for tokens in written[:, start:].tolist():
             own = tokens[: tokens.index(end)] if end in tokens else tokens
-            answers.append(" ".join(self.tokenizer.decode(own, skip_special_tokens=True).split()))
+            answers.append(" ".join(str(self.tokenizer.decode(own, skip_special_tokens=True)).split()))
         return answers
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

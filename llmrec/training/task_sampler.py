@@ -5,11 +5,10 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from llmrec.errors import InputError
 from llmrec.tasks.spec import TaskSpec
@@ -48,11 +47,14 @@ class TaskSampler(Sampler[int]):
         seed: int,
     ) -> None:
         self.specs = list(specs.values())
-        self.tasks = np.asarray(tasks, dtype=np.int64)
+        self.tasks = np.asarray(tasks[:], dtype=np.int64)  # [:] reads a column of a dataset at once
         self.total_steps, self.batch_size, self.seed = total_steps, batch_size, seed
-        self.first_step = 0
-        """Step at which the epoch that is read next begins; `FollowSteps` sets it."""
+        self.epoch = 0
         self.phases = self._phases()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration reads."""
+        self.epoch = epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,7 +65,7 @@ class TaskSampler(Sampler[int]):
         return self.steps_per_epoch * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        start = self.first_step * self.batch_size
+        start = self.epoch * len(self)
         found = self.order[start : start + len(self)]
         # The last epoch of a run may end early; the loader is told the length of a whole one.
         yield from np.concatenate([found, self.order[: len(self) - len(found)]]).tolist()
@@ -137,27 +139,6 @@ def _shared_out(slots: int, sizes: Sequence[int]) -> list[int]:
     for place in order[: slots - sum(counts)]:
         counts[place] += 1
     return counts
-
-
-class FollowSteps(TrainerCallback):
-    """Tells a sampler at which step an epoch begins.
-
-    ``set_epoch`` would not do: of a run that goes on within an epoch in several processes, accelerate 1.15 does not
-    hand the epoch down to the sampler.
-
-    Args:
-        sampler: of the training rows.
-    """
-
-    def __init__(self, sampler: TaskSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Set the first step of the epoch."""
-        steps = self.sampler.steps_per_epoch
-        self.sampler.first_step = state.global_step // steps * steps
 
 
 def sampler_of(

@@ -1,7 +1,7 @@
 """How well a model does its tasks while it trains."""
 
-from collections.abc import Mapping
-from typing import Self, cast
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -13,7 +13,6 @@ from llmrec.evaluation.task_examples import TaskExamples, examples_to_score
 from llmrec.evaluation.task_scores import score_task
 from llmrec.tasks.mixture import held_out_rows
 from llmrec.tasks.prompt import PromptForm
-from llmrec.tasks.spec import parse_tasks
 from llmrec.training.config import RecipeArguments
 from llmrec.training.inputs import RecipeInputs
 from llmrec.vocab import SIDVocab
@@ -45,42 +44,6 @@ class TaskValidation:
         self.tasks = dict(tasks)
         self.tokenizer, self.vocab, self.form, self.num_beams = tokenizer, vocab, form, num_beams
 
-    @classmethod
-    def of(
-        cls,
-        arguments: RecipeArguments,
-        inputs: RecipeInputs,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        vocab: SIDVocab,
-        seed: int,
-    ) -> Self | None:
-        """Return the validation that a recipe's arguments ask for, None where ``eval_tasks`` is off.
-
-        Args:
-            arguments: the tasks, how many examples of each, and the beams.
-            inputs: what they name.
-            tokenizer: with the SID tokens.
-            vocab: the SIDs.
-            seed: of the run.
-
-        Raises:
-            InputError: as `examples_to_score`.
-        """
-        if not arguments.eval_tasks:
-            return None
-        asked = examples_to_score(
-            parse_tasks(cast(dict, arguments.tasks)),
-            dataset=inputs.dataset,
-            splits=inputs.splits,
-            split="valid",
-            vocab=vocab,
-            seed=seed,
-            limit=arguments.eval_task_examples,
-            held_out=held_out_rows(len(vocab), arguments.hold_out_items, seed),
-        )
-        return cls(asked, tokenizer=tokenizer, vocab=vocab, form=inputs.form, num_beams=arguments.eval_beams)
-
     def metrics(
         self, model: PreTrainedModel | PeftModel, accelerator: Accelerator, *, prefix: str = "eval"
     ) -> dict[str, float]:
@@ -93,3 +56,39 @@ class TaskValidation:
                 if metric in score.metrics:
                     own.append((f"{prefix}_{name.rpartition(':')[2]}_{metric}", score.metrics[metric]))
         return dict(sorted(gather_object(own)))
+
+
+def task_measures(
+    arguments: RecipeArguments,
+    inputs: RecipeInputs,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab: SIDVocab,
+    seed: int,
+) -> list[Callable[..., Mapping[str, float]]]:
+    """Return what a trainer measures at each evaluation for ``eval_tasks``: nothing where it is off.
+
+    Args:
+        arguments: the tasks, how many examples of each, and the beams.
+        inputs: what they name.
+        tokenizer: with the SID tokens.
+        vocab: the SIDs.
+        seed: of the run.
+
+    Raises:
+        InputError: as `examples_to_score`.
+    """
+    if not arguments.eval_tasks:
+        return []
+    asked = examples_to_score(
+        cast(dict, arguments.tasks),
+        dataset=inputs.dataset,
+        splits=inputs.splits,
+        split="valid",
+        vocab=vocab,
+        seed=seed,
+        limit=arguments.eval_task_examples,
+        held_out=held_out_rows(len(vocab), arguments.hold_out_items, seed),
+    )
+    found = TaskValidation(asked, tokenizer=tokenizer, vocab=vocab, form=inputs.form, num_beams=arguments.eval_beams)
+    return [found.metrics]

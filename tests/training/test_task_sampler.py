@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from llmrec.errors import InputError
 from llmrec.tasks.spec import TaskSpec, parse_tasks
-from llmrec.training.task_sampler import FollowSteps, TaskSampler, sampler_of
+from llmrec.training.steady import SteadyTrainer
+from llmrec.training.task_sampler import TaskSampler, sampler_of
 
 TASKS = np.array([0] * 30 + [1] * 10 + [2] * 20)
 
@@ -68,7 +70,7 @@ def test_epochs_read_the_order_on() -> None:
     found = sampler(TEXT_FIRST)  # 60 rows, 6 a step: 10 steps an epoch
     assert (len(found), found.steps_per_epoch) == (60, 10)
     assert list(found) == found.order[:60].tolist()
-    found.first_step = 10
+    found.set_epoch(1)
     assert list(found) == found.order[60:].tolist()
 
 
@@ -80,14 +82,6 @@ def test_the_rows_of_a_step_do_not_depend_on_processes() -> None:
     ]
     steps = [sorted(one + other) for one, other in zip(*shards, strict=True)]
     assert steps == [sorted(found.order[6 * step : 6 * step + 6].tolist()) for step in range(10)]
-
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return len(TASKS)
-
-    def __getitem__(self, row: int) -> dict[str, int]:
-        return {"row": row}
 
 
 class Reader(torch.nn.Module):
@@ -103,11 +97,6 @@ class Reader(torch.nn.Module):
         return {"loss": self.weight * row.float().mean()}
 
 
-class SamplerTrainer(Trainer):
-    def _get_train_sampler(self, *args: object, **kwargs: object) -> TaskSampler:
-        return self.sampler
-
-
 def rows_read(tmp_path, resume: str | None = None, **changes: object) -> list[int]:
     values = {
         "output_dir": str(tmp_path), "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
@@ -116,9 +105,9 @@ def rows_read(tmp_path, resume: str | None = None, **changes: object) -> list[in
     }  # fmt: skip
     args = TrainingArguments(**{**values, **changes})
     model = Reader()
-    trainer = SamplerTrainer(model, args, train_dataset=Rows())
-    trainer.sampler = sampler_of(parse_tasks(TEXT_FIRST), TASKS.tolist(), args, processes=1)
-    trainer.add_callback(FollowSteps(trainer.sampler))
+    rows = Dataset.from_dict({"row": range(len(TASKS)), "input_ids": [[1]] * len(TASKS)})
+    order = sampler_of(parse_tasks(TEXT_FIRST), TASKS.tolist(), args, processes=1)
+    trainer = SteadyTrainer(model, args, train_dataset=rows, sampler=order)
     trainer.train(resume_from_checkpoint=resume)
     return model.seen
 
