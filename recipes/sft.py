@@ -31,7 +31,7 @@ from llmrec.training.inputs import load_inputs
 from llmrec.training.model import prepare_model
 from llmrec.training.parser import parse_recipe
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
-from llmrec.training.sft import RecommenderSFTTrainer
+from llmrec.training.seq2seq import trainer_class
 from llmrec.training.task_sampler import sampler_of
 from llmrec.training.task_validation import task_measures
 from llmrec.training.validation import Validation
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         popularity=popularity,
         sids=arguments.sids,
     )
-    trainer = RecommenderSFTTrainer(
+    trainer = trainer_class(prepared.model)(
         model=prepared.model,
         args=training,
         train_dataset=train,

@@ -156,6 +156,7 @@ def training_rows(
     temperature: float = 1.0,
     inputs: TaskInputs | None = None,
     without: Collection[int] = (),
+    walks: Sequence[Sequence[int]] = (),
     progress: bool = True,
 ) -> Dataset:
     """Return the training set: the tasks mixed by weight, tokenised, numbered in the order of ``tasks``.
@@ -174,6 +175,8 @@ def training_rows(
         temperature: see `llmrec.tasks.mixture.mixture_weights`.
         inputs: what lies beside catalogue and rows, for tasks that take it.
         without: item rows held out of tasks about one item's text.
+        walks: further sequences whose every position is a target, whatever the weight of ``next_item``; their rows
+            are numbered as one task behind the others.
         progress: whether to show a bar.
 
     Raises:
@@ -182,14 +185,8 @@ def training_rows(
     specs = check_tasks(tasks)
     numbers = {name: number for number, name in enumerate(specs)}
     whole = "next_item" in specs and supervise == "history"
-    sequences = (
-        _sequence_rows(
-            splits, tokenizer=tokenizer, vocab=vocab, form=form, stride=stride, max_length=max_length,
-            task=numbers["next_item"],
-        )
-        if whole
-        else []
-    )  # fmt: skip
+    history = {"tokenizer": tokenizer, "vocab": vocab, "form": form, "stride": stride, "max_length": max_length}
+    sequences = _sequence_rows(splits.sequences, task=numbers["next_item"], **history) if whole else []
     others = {name: spec for name, spec in specs.items() if not (whole and name == "next_item")}
     draws = (
         make_examples(
@@ -215,11 +212,14 @@ def training_rows(
         bar = tqdm(encoded, name, len(wanted), unit="row", disable=not progress, mininterval=0.5, leave=False)
         made = dict(zip(wanted, bar, strict=True))
         rows.extend(made[number] for number in chosen)
+    rows.extend(_sequence_rows(walks, task=len(specs), **history))
     return to_dataset(rows, what="training")
 
 
-def _sequence_rows(splits: Splits, *, form: PromptForm, max_length: int | None, **encode: Any) -> list[TokenRow]:
-    rows = list(encode_sequences(splits.sequences, max_history=form.max_history, **encode))
+def _sequence_rows(
+    sequences: Iterable[Sequence[int]], *, form: PromptForm, max_length: int | None, **encode: Any
+) -> list[TokenRow]:
+    rows = list(encode_sequences(sequences, max_history=form.max_history, **encode))
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if max_length is not None and longest > max_length:
         raise InputError(

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -13,10 +13,11 @@ from llmrec.baselines import ALL_BASELINES, Baseline
 from llmrec.baselines.context import FitContext
 from llmrec.baselines.item_scores import score_items
 from llmrec.data.items import Catalog
-from llmrec.data.splits import training_popularity
+from llmrec.data.splits import Splits, training_popularity
 from llmrec.embeddings.store import load_embeddings
 from llmrec.errors import InputError
 from llmrec.registry import resolve
+from llmrec.training.config import RecipeArguments
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,17 @@ def draw_walks(
                     bar.update(len(part))
     logger.info("%s drew %d walks and %d continuations", walks.baseline, len(alone), len(continued))
     return [tuple(sequence) for sequence in (*alone, *continued)]
+
+
+def walks_for(
+    arguments: RecipeArguments, splits: Splits, catalog: Catalog, *, seed: int, progress: bool = True
+) -> list[tuple[int, ...]]:
+    """Return the walks that a recipe's ``walks`` asks for, none where it asks for none."""
+    if not arguments.walks:
+        return []
+    walks = Walks.of(cast(dict[str, Any], arguments.walks))
+    history = {"max_history": arguments.max_history, "seed": seed, "progress": progress}
+    return draw_walks(walks, splits.sequences, catalog=catalog, **history)
 
 
 def _repeated(sequences: Sequence[Sequence[int]], times: float, rng: np.random.Generator) -> list[Sequence[int]]:

@@ -112,3 +112,16 @@ def test_nothing_to_learn_is_refused(tokenizer, vocab, catalog) -> None:
         )  # fmt: skip
     with pytest.raises(InputError, match="validation rows: none has a label"):
         to_dataset([{"input_ids": [1], "labels": [IGNORED]}], what="validation")
+
+
+def test_walks_stand_beside_the_tasks(tokenizer, vocab, catalog, dataset) -> None:
+    splits = dataset.split("leave_one_out", max_history=20)
+    rows = training_rows(
+        splits, tasks={"next_item": 0.5, "sid_to_title": 1.0}, supervise="history", catalog=catalog,
+        tokenizer=tokenizer, vocab=vocab, form=PLAIN, max_length=None, seed=0, walks=[(1, 2, 3), (4, 5)],
+        progress=False,
+    )  # fmt: skip
+    assert len(rows) == 50 + 30 + 2, "all walks, whatever the weight of next_item"
+    assert rows["task"][-2:] == [2, 2]
+    learned = [token for token in rows[-2]["labels"] if token != IGNORED]
+    assert learned == [*vocab.token_ids(2), *vocab.token_ids(3)]

@@ -188,3 +188,14 @@ def test_two_processes_equal_one(dataset, sid_folder: Path, tmp_path: Path) -> N
         torch.testing.assert_close(tensor, load_file(one / "model.safetensors")[name], atol=2e-3, rtol=0)
     metrics = [load_bundle(path).info["metrics"][0]["metrics"] for path in (one, two)]
     assert metrics[1] == pytest.approx(metrics[0], abs=0.03)
+
+
+def test_walks_are_trained_on_and_their_loss_is_logged(dataset, sid_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    walks = '{"baseline": "transitions", "alone": 300, "items": 3, "temperature": 1.0, "top": 4}'
+    main(flags(dataset, sid_folder, out, max_steps=40, save_steps=40, eval_steps=40, walks=walks))
+    history = json.loads((out / "checkpoint-40" / "trainer_state.json").read_text())["log_history"]
+    found = [entry["loss/walks"] for entry in history if "loss/walks" in entry]
+    assert len(found) > 30
+    assert sum(found[-5:]) < 0.8 * sum(found[:5]), "it learns them"
+    assert load_bundle(out).info["settings"]["walks"]["alone"] == 300
