@@ -1,4 +1,4 @@
-"""What a baseline scores given items, whether they would stand in its list or not."""
+"""What a baseline scores: given items, or its best unseen ones."""
 
 from collections.abc import Sequence
 
@@ -40,3 +40,39 @@ def score_items(baseline: Baseline, histories: Sequence[Sequence[int]], items: n
             asked >= 0, np.take_along_axis(dense, np.maximum(asked, 0), axis=1), -np.inf
         )
     return found
+
+
+def best_unseen(baseline: Baseline, histories: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unseen items with the highest scores after each history, and those scores, in no order.
+
+    Args:
+        baseline: fitted.
+        histories: item rows, oldest first.
+        k: places; at least 1 and below the size of the catalogue.
+
+    Returns:
+        ``(histories, k)`` item rows and their float64 scores. Where a baseline counts, what was never counted has
+        minus infinity; where nothing was, popular items stand with a score of 0 each. Which of equal scores get the
+        last places is not said. A history with fewer than ``k`` unseen items has seen ones at minus infinity.
+    """
+    rows, best = np.empty((len(histories), k), dtype=np.int64), np.empty((len(histories), k))
+    users = max(1, DENSE_SCORES // baseline.items)
+    popular = np.argsort(-baseline.popularity, kind="stable")
+    for start in range(0, len(histories), users):
+        part = histories[start : start + users]
+        scores = baseline._scores(part)
+        if isinstance(scores, sparse.csr_array):
+            dense = np.full(scores.shape, -np.inf)
+            counted = scores.tocoo()
+            dense[counted.coords] = np.where(counted.data > 0, counted.data, -np.inf)
+        else:
+            dense = np.array(scores, dtype=np.float64)
+        for line, history in enumerate(part):
+            dense[line, list(history)] = -np.inf
+        found = np.argpartition(-dense, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(dense, found, axis=1)
+        for line in np.flatnonzero(np.isneginf(values).all(axis=1)).tolist():
+            unseen = popular[~np.isin(popular, list(part[line]))][:k]
+            found[line, : len(unseen)], values[line, : len(unseen)] = unseen, 0.0
+        rows[start : start + users], best[start : start + users] = found, values
+    return rows, best

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from llmrec.baselines import ALL_BASELINES, Baseline
 from llmrec.baselines.context import FitContext
-from llmrec.baselines.item_scores import score_items
+from llmrec.baselines.item_scores import best_unseen
 from llmrec.data.items import Catalog
 from llmrec.data.splits import Splits, training_popularity
 from llmrec.embeddings.store import load_embeddings
@@ -181,10 +181,9 @@ def _cut(sequence: Sequence[int], rng: np.random.Generator) -> list[int]:
 
 def _draw(baseline: Baseline, histories: list[list[int]], walks: Walks, rng: np.random.Generator) -> list[int]:
     """Return the next item of each history."""
-    most = baseline.items - max(len(set(history)) for history in histories)
-    if most < 1:
+    if max(len(set(history)) for history in histories) >= baseline.items:
         raise InputError("walks: a walk has been through the whole catalogue; take fewer items or steps")
-    found = baseline.recommend(histories, min(walks.top, most), exclude_seen=True).numpy()
-    scores = score_items(baseline, histories, found) / walks.temperature
+    found, scores = best_unseen(baseline, histories, min(walks.top, baseline.items - 1))
     # Gumbel's trick: the largest of scores plus noise is a draw from their softmax
-    return found[np.arange(len(found)), (scores + rng.gumbel(size=scores.shape)).argmax(1)].tolist()
+    drawn = (scores / walks.temperature + rng.gumbel(size=scores.shape)).argmax(1)
+    return found[np.arange(len(found)), drawn].tolist()

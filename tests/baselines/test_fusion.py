@@ -11,7 +11,7 @@ from llmrec.baselines import EASE, DenseText, Popularity, Transitions
 from llmrec.baselines.context import FitContext
 from llmrec.baselines.fuse_lists import beam_fusion, reciprocal_rank_fusion
 from llmrec.baselines.fusion import BeamFusion, RankFusion, check_one_catalog
-from llmrec.baselines.item_scores import score_items
+from llmrec.baselines.item_scores import best_unseen, score_items
 from llmrec.baselines.remembered import Remembered
 from llmrec.errors import InputError
 from llmrec.evaluation.bridge import CatalogBridge
@@ -243,3 +243,26 @@ def test_bad_input_is_refused(call, message):
 
 PARTS = {"a": fitted(EASE), "b": fitted(Popularity)}
 FIVE = Popularity().fit([(0, 1)], items=5)
+
+
+@pytest.mark.parametrize("kind", [Transitions, EASE], ids=["counts", "all items"])
+def test_best_unseen_are_the_best_of_all_scores(kind):
+    rng = np.random.default_rng(0)
+    sequences = [tuple(rng.integers(0, 12, size=6).tolist()) for _ in range(40)]
+    model = kind().fit(sequences, items=12)
+    histories = [(0, 1, 2), (5,), (3, 3, 7)]
+    rows, scores = best_unseen(model, histories, 4)
+    every = score_items(model, histories, np.tile(np.arange(12), (3, 1)))
+    for line, history in enumerate(histories):
+        every[line, list(history)] = -np.inf
+        assert scores[line] == pytest.approx(every[line, rows[line]])
+        assert sorted(scores[line]) == pytest.approx(sorted(every[line])[-4:])
+
+
+def test_best_unseen_without_counts_are_popular_items():
+    model = Transitions().fit([(0, 1), (2, 1), (3, 1), (2, 4)], items=6)
+    rows, scores = best_unseen(model, [(5,), (0,)], 2)
+    assert sorted(rows[0].tolist()) == [1, 2]
+    assert scores[0].tolist() == [0.0, 0.0]
+    assert dict(zip(rows[1].tolist(), scores[1].tolist(), strict=True))[1] == 1.0
+    assert np.isneginf(scores[1]).sum() == 1, "what never followed is not drawn"
