@@ -29,6 +29,8 @@ OF_CATALOGUE = (
     "similar_items", "query_to_sid",
 )  # fmt: skip
 """Tasks whose examples come from the catalogue alone, so that only items can be held out of them."""
+OF_HISTORIES = ("reasoning",)
+"""Tasks whose examples tell words of an item and are answered from the history all the same."""
 NOT_SCORED = ("chat_data",)
 """Tasks that `language_guard` measures by their perplexity."""
 
@@ -65,9 +67,10 @@ def examples_to_score(
 ) -> dict[str, TaskExamples]:
     """Return the examples that each task is scored on, in the task's first wording.
 
-    Tasks of histories get the rows of the split, tasks of ratings and texts what the split holds. Tasks of the
-    catalogue get the held-out items; where none are held out they are scored on items that training saw, which
-    `TaskExamples.trained` says. ``reasoning`` is asked for the direct answer.
+    Tasks of histories get the rows of the split, tasks of ratings and texts what the split holds. Tasks that tell
+    words of one item (``Example.item``) are scored on held-out items alone: what was seen can be learned by heart,
+    with any SIDs. Where no items are held out, tasks of the catalogue are scored on items that training saw, which
+    `TaskExamples.trained` says. ``reasoning`` is asked for the direct answer, over all rows.
 
     Args:
         tasks: as for `parse_tasks`; ``chat_data`` is left out.
@@ -89,8 +92,7 @@ def examples_to_score(
     for name, spec in specs.items():
         rng = random.Random(f"{seed}/{name}/scored")
         examples = _make(spec, dataset.catalog, vocab, histories, rng, inputs)
-        of_catalogue = name in OF_CATALOGUE
-        if of_catalogue and held_out:
+        if held_out and name not in OF_HISTORIES and any(example.item is not None for example in examples):
             examples = [example for example in examples if example.item in held_out]
         if not examples:
             raise InputError(f"tasks: {name} gives no examples to score on the {split} split; leave it out")
@@ -98,9 +100,8 @@ def examples_to_score(
             examples = [examples[place] for place in sorted(rng.sample(range(len(examples)), limit))]
         kind = kind_of(name, examples)
         length = scored_options(spec).get("items", max(len(example.targets) for example in examples))
-        found[name] = TaskExamples(
-            name, kind, examples, of_catalogue and not held_out, length if kind == "items" else 0
-        )
+        seen = name in OF_CATALOGUE and not held_out
+        found[name] = TaskExamples(name, kind, examples, seen, length if kind == "items" else 0)
     return found
 
 

@@ -51,6 +51,8 @@ class TaskValidation:
         asked = TaskModel(model, self.tokenizer, self.vocab, self.form, num_beams=self.num_beams)
         own: list[tuple[str, float]] = []
         for name in list(self.tasks)[accelerator.process_index :: accelerator.num_processes]:
+            if self.tasks[name].kind == "items" and model.config.is_encoder_decoder:
+                continue  # it writes no list item by item
             score = score_task(asked, self.tasks[name])
             for metric in dict.fromkeys((score.main, *LOGGED)):
                 if metric in score.metrics:
