@@ -62,7 +62,7 @@ def best_unseen(baseline: Baseline, histories: Sequence[Sequence[int]], k: int) 
         part = histories[start : start + users]
         scores = baseline._scores(part)
         if isinstance(scores, sparse.csr_array):
-            dense = np.full(scores.shape, -np.inf)
+            dense = np.full((len(part), baseline.items), -np.inf)
             counted = scores.tocoo()
             dense[counted.coords] = np.where(counted.data > 0, counted.data, -np.inf)
         else:
