@@ -13,4 +13,4 @@ def cross_entropy(context: ObjectiveContext) -> Objective:
 
 def negative_log_likelihood(labelled: Labelled, head: Head) -> Tensor:
     """Return minus the log-probability of each label over the whole vocabulary, ``(labels,)``."""
-    return -head.log_probs(labelled.hidden, labelled.targets)
+    return -head.log_probs(labelled.hidden, labelled.targets, equal=True)
