@@ -2,8 +2,10 @@
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 import torch
@@ -36,6 +38,7 @@ from llmrec.training.memory import (
     out_of_memory,
 )
 from llmrec.training.order import IGNORED, EpochOrder, WholeRounds, rows_of_step, with_idle_row
+from llmrec.training.run_folder import check_resume
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,9 @@ class SteadyTrainer(Trainer):
         find_batch_size: whether to halve the rows a device, and double the accumulation, when memory ends.
         manifest: what checkpoints say of the run (``llmrec.json``); other batch sizes are entered into it.
         **kwargs: as the other trainer takes them.
+
+    Raises:
+        InputError: ``resume_from_checkpoint`` names a checkpoint of other SIDs or another base.
     """
 
     def __init__(
@@ -74,12 +80,13 @@ class SteadyTrainer(Trainer):
         self._first_step = 0
         self._resumed: str | None = None
         self._guard = FiniteGuard(
-            any_process=self._any_process,
+            any_process=self.any_process,
             describe_step=self._describe_step,
             scaled=getattr(self.accelerator, "scaler", None) is not None,
         )
         self.add_callback(self._guard)
         self.add_callback(_Steps(self))
+        check_resume(self.args.resume_from_checkpoint, self._manifest)
 
     # Order
 
@@ -159,7 +166,8 @@ class SteadyTrainer(Trainer):
 
     # Standing firm
 
-    def _any_process(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
+        """Return whether the flag is set on any process; all of them ask at the same point."""
         if self.args.world_size == 1:
             return flag
         return any(gather_object([flag]))
@@ -289,6 +297,34 @@ class SteadyTrainer(Trainer):
             # accelerate does not reach the sampler of several processes in an epoch that a checkpoint lies in.
             self.order.set_epoch(self.state.global_step // steps)  # type: ignore[attr-defined]
 
+    @contextmanager
+    def rows_in_order(self, order: Sampler[int]) -> Iterator[None]:
+        """Let the rows of the training set come in another order for a while."""
+        before, self._order = self.order, order
+        try:
+            yield
+        finally:
+            self._order = before
+
+    def loss_of(self, rows: Sequence[dict[str, Any]]) -> Tensor:
+        """Return the loss of some rows as one batch of this process; nothing is logged, and no random number drawn.
+
+        Args:
+            rows: token rows.
+        """
+        self.rehearsing = True
+        try:
+            with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+                inputs = self._prepare_inputs(self.data_collator(list(rows)))
+                labels = sum(label != IGNORED for row in rows for label in row["labels"])
+                with self.compute_loss_context_manager():
+                    count = torch.tensor(labels, device=self.args.device)
+                    return cast(
+                        Tensor, self.compute_loss(cast(nn.Module, self.model), inputs, num_items_in_batch=count)
+                    )
+        finally:
+            self.rehearsing = False
+
     def rehearse(self) -> None:
         """Run the heaviest batch of the coming epoch forward and backward, without a step.
 
@@ -302,32 +338,24 @@ class SteadyTrainer(Trainer):
         assert isinstance(dataset, Dataset)
         assert model is not None
         rows = heaviest_batch(list(self.order), self.lengths, rows=self.args.per_device_train_batch_size)
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        # AdamW keeps two numbers a parameter from its first step on.
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        later = 2 * trained if self.args.device.type == "cuda" and self._first_step == 0 else 0
         failed = False
-        self.rehearsing = True
         try:
-            with torch.random.fork_rng(devices=devices):
-                inputs = self._prepare_inputs(self.data_collator([dataset[row] for row in rows]))
-                # AdamW keeps two numbers a parameter from its first step on.
-                trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-                held = torch.empty(2 * trained if devices and self._first_step == 0 else 0, device=self.args.device)
-                labels = sum(label != IGNORED for row in rows for label in dataset[row]["labels"])
-                count = torch.tensor(labels, device=self.args.device)
-                model.train()
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, inputs, num_items_in_batch=count)
-                self.accelerator.backward(loss)
-                del held, loss, inputs
+            held = torch.empty(later, device=self.args.device)
+            model.train()
+            self.accelerator.backward(self.loss_of([dataset[row] for row in rows]))
+            del held
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             error.__traceback__ = None
             failed = True
         finally:
-            self.rehearsing = False
             model.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
-        if self._any_process(failed):
+        if self.any_process(failed):
             raise RehearsalFailed
 
 
