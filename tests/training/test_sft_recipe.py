@@ -46,7 +46,7 @@ def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SI
     out = tmp_path / "run"
     main(
         flags(
-            dataset, sid_folder, out, max_steps=160, eval_steps=80, save_steps=80, learning_rate=5e-3,
+            dataset, sid_folder, out, max_steps=320, eval_steps=160, save_steps=160, learning_rate=3e-3,
             tasks='{"next_item": 1.0, "title_to_sid": 0.5}',
         )
     )  # fmt: skip
@@ -56,17 +56,17 @@ def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SI
     assert bundle.info["metrics"][0]["split"] == "valid"
     counts = np.bincount(np.concatenate([items[:-2] for items in dataset.interactions.sequences()]), minlength=30)
     assert bundle.vocab.popularity.tolist() == counts.tolist(), "training interactions alone"
-    # Items step by one or two, so both successors fill the list of a model that learned; chance is 2 of 30 = 0.07.
-    # A test history is longer than any in training, so that few of its positions were learned.
+    # Items step by one or two, so both successors fill the list of a model that learned; chance is 2 of 30. (Seeds 0 to
+    # 2 give 0.62 to 0.74; half the steps give anything from 0.05 to 0.56.)
     found = evaluate(
         LLMRecommender.from_pretrained(out), dataset.split("leave_one_out").test, items=30, ks=[2], progress=False
     )
-    assert found.metrics["recall@2"] > 0.2
-    state = json.loads((out / "checkpoint-160" / "trainer_state.json").read_text())
+    assert found.metrics["recall@2"] > 0.4
+    state = json.loads((out / "checkpoint-320" / "trainer_state.json").read_text())
     evaluations = [entry for entry in state["log_history"] if "eval_ndcg@10" in entry]
-    assert [entry["step"] for entry in evaluations] == [80, 160]
+    assert [entry["step"] for entry in evaluations] == [160, 320]
     assert state["best_metric"] == pytest.approx(max(entry["eval_ndcg@10"] for entry in evaluations))
-    for folder in (out, out / "checkpoint-160"):
+    for folder in (out, out / "checkpoint-320"):
         assert SIDTable.load(folder).hash == table.hash
         assert (folder / "llmrec.json").is_file()
         assert (folder / "tokenizer.json").is_file()
@@ -75,7 +75,7 @@ def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SI
     assert f"{bundle.info['metrics'][0]['metrics']['ndcg@10']:.4f}" in card
     assert not (out / "training_args.bin").exists()
     with pytest.raises(InputError, match="holds this very run, finished"):
-        main(flags(dataset, sid_folder, out, max_steps=160, eval_steps=80, save_steps=80, learning_rate=5e-3,
+        main(flags(dataset, sid_folder, out, max_steps=320, eval_steps=160, save_steps=160, learning_rate=3e-3,
                    tasks='{"next_item": 1.0, "title_to_sid": 0.5}'))  # fmt: skip
 
 
