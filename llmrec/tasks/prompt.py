@@ -22,6 +22,13 @@ CHAT_TEMPLATES = {
     "sid_to_category": "{prompt}\nAnswer with the category alone.",
     "prefix_to_category": "{prompt}\nAnswer with the category alone.",
     "similar_items": "{prompt}\nAnswer with the ID alone.",
+    "query_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "intention_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "preference_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "review_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "denoise": "{prompt}\nAnswer with the ID alone.",
+    "profile_to_sid": "{prompt}\nAnswer with the ID alone.",
+    "rating": "{prompt}\nAnswer with the number alone.",
 }
 """What a chat model is told around a prompt, by task; a bundle keeps the templates that it was trained with."""
 

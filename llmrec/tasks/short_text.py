@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from llmrec.data.items import Catalog
+from llmrec.errors import InputError
 
 TITLE_CHARACTERS = 200
 DESCRIPTION_CHARACTERS = 300
@@ -45,12 +46,16 @@ def short_titles(catalog: Catalog, characters: int = TITLE_CHARACTERS) -> list[s
 
 
 def short_column(catalog: Catalog, column: str, characters: int) -> Sequence[str]:
-    """Return each item's text of a column, cut; blank where it has none, and throughout where there is no column.
+    """Return each item's text of a column, cut; blank where it has none.
 
     Args:
         catalog: the items.
         column: of the catalogue.
         characters: most characters of a text.
+
+    Raises:
+        InputError: the catalogue has no such column.
     """
-    texts = catalog.columns.get(column)
-    return [""] * len(catalog) if texts is None else [short_text(text, characters) for text in texts]
+    if column not in catalog.columns:
+        raise InputError(f"catalogue: no column {column!r}; it has {', '.join(sorted(catalog.columns))}")
+    return [short_text(text, characters) for text in catalog.columns[column]]

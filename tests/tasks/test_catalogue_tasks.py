@@ -245,6 +245,16 @@ def test_options_are_checked(name: str, vocab: SIDVocab) -> None:
             list(TASKS[name](CATALOG, vocab, ROWS, random.Random(0), **{option: value}))
 
 
+@pytest.mark.parametrize("name", ["description_to_sid", "sid_history_to_description"])
+def test_another_column_holds_the_description(name: str, vocab: SIDVocab) -> None:
+    examples = list(TASKS[name](CATALOG, vocab, ROWS, random.Random(0), column="brand"))
+    assert examples
+    assert all("Boîte" in f"{text.prompt}{text.completion}" or "Söhne" in f"{text.prompt}{text.completion}"
+               for text in examples)  # fmt: skip
+    with pytest.raises(InputError, match=r"no column 'story'; it has brand, categories, description, title"):
+        list(TASKS[name](CATALOG, vocab, ROWS, random.Random(0), column="story"))
+
+
 def test_a_target_without_words_gives_no_example(vocab: SIDVocab) -> None:
     rows = [History(0, (0,), 2), History(0, (0, 2), 1)]
     [example] = sid_history_to_title(CATALOG, vocab, rows, random.Random(0), wordings=1)

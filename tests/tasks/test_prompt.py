@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from llmrec.errors import InputError
 from llmrec.hub.card import standalone_code
+from llmrec.tasks.mixture import TASKS
 from llmrec.tasks.prompt import CHAT_TEMPLATES, PromptForm, chat_text, end_token_id, history_text, start_token_id
 from llmrec.vocab import SIDVocab
 
@@ -119,3 +120,13 @@ def test_white_space_before_the_end_of_a_turn_is_no_end(behind: str, expected: s
     tokenizer = make_tokenizer(TABLE)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}" + behind + "{% endfor %}"
     assert tokenizer.convert_ids_to_tokens(end_token_id(tokenizer, "chat")) == expected
+
+
+def test_a_chat_model_is_told_how_to_answer():
+    assert CHAT.content("Title of <a_1><b_2>:", "sid_to_title") == (
+        "Title of <a_1><b_2>:\nAnswer with the title alone."
+    )
+    assert set(CHAT_TEMPLATES) <= set(TASKS)
+    assert all(template.count("{prompt}") == 1 for template in CHAT_TEMPLATES.values())
+    # A task with two kinds of answers says in its own prompt which is asked for.
+    assert "reasoning" not in CHAT_TEMPLATES
