@@ -16,6 +16,7 @@ METHODS = ("full", "lora", "qlora", "new_rows")
 SUPERVISE = ("history", "row")
 PROMPTS = ("plain", "chat")
 SID_INITS = ("mean", "text")
+PERPLEXITY_ACTIONS = ("warn", "stop")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -35,6 +36,22 @@ def parse_mapping(value: dict[str, Any] | str | None, name: str) -> dict[str, An
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{name}: expected a mapping, found {value!r}")
     return value or {}
+
+
+def parse_stages(value: list[dict[str, Any]] | str | None) -> list[dict[str, Any]] | None:
+    """Return the stages that came as a YAML list or as a flag's JSON text; None where there are none.
+
+    Raises:
+        InputError: text that is no JSON, or no list of mappings.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--stages {value!r}: not JSON ({error}); better in a YAML file") from error
+    if value is not None and (not isinstance(value, list) or not all(isinstance(one, dict) and one for one in value)):
+        raise InputError(f"stages: {value!r}; a list of mappings, such as [{{method: new_rows}}, {{method: lora}}]")
+    return value or None
 
 
 def _whole(name: str, value: object, *, least: int) -> None:
@@ -78,6 +95,32 @@ class RecipeArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that get LoRA; all linear layers but the head when not given."}
+    )
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Parts that do not train: ends of module names (embed_tokens, layers.0-5, mlp); SID rows train "
+            "all the same unless sid_rows is named."
+        },
+    )
+    sid_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the SID rows; learning_rate when not given."}
+    )
+    layer_learning_rate_decay: float = field(
+        default=1.0, metadata={"help": "Each layer's learning rate over that of the layer above it, in (0, 1]."}
+    )
+    stages: list[dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Trainings one after another, each a mapping of what differs in it: method, max_steps, "
+            "learning_rate and others; the last one's bundle is the run's."
+        },
+    )
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Bundle of an earlier training of the same model with the same SIDs, whose weights to take."
+        },
     )
     sid_init: str = field(default="mean", metadata={"help": "How SID rows start: mean or text."})
     residual_dropout: float = field(
@@ -126,6 +169,19 @@ class RecipeArguments:
     )
     eval_tasks: bool = field(default=False, metadata={"help": "Score every task at each evaluation."})
     eval_task_examples: int = field(default=200, metadata={"help": "Examples a task that eval_tasks scores."})
+    language_guard: str | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out text (.txt) or conversations (.jsonl, .parquet), whose perplexity is logged before "
+            "training and at each evaluation."
+        },
+    )
+    max_perplexity_ratio: float | None = field(
+        default=None, metadata={"help": "Most that the guard's perplexity may grow to, over that before training."}
+    )
+    perplexity_action: str = field(
+        default="warn", metadata={"help": "What follows where it grows beyond: warn, or stop training."}
+    )
     objective: str = field(
         default="cross_entropy",
         metadata={"help": "Loss of each label: a name of OBJECTIVES (docs/training.md), or package.module:attribute."},
@@ -179,6 +235,17 @@ class RecipeArguments:
             )
         if not 0.0 <= self.residual_dropout < 1.0:
             raise InputError(f"residual_dropout: {self.residual_dropout}; it lies in [0, 1)")
+        if self.freeze is not None and not (
+            isinstance(self.freeze, list) and all(isinstance(name, str) and name for name in self.freeze)
+        ):
+            raise InputError(f"freeze: {self.freeze!r}; a list of names, such as [embed_tokens, layers.0-5]")
+        if self.sid_learning_rate is not None and not self.sid_learning_rate > 0:
+            raise InputError(
+                f"sid_learning_rate: {self.sid_learning_rate}; above 0 (freeze: [sid_rows] holds the rows)"
+            )
+        if not 0.0 < self.layer_learning_rate_decay <= 1.0:
+            raise InputError(f"layer_learning_rate_decay: {self.layer_learning_rate_decay}; in (0, 1], 1 is off")
+        self.stages = parse_stages(self.stages)
         _whole("max_history", self.max_history, least=1)
         if self.history_stride is not None:
             _whole("history_stride", self.history_stride, least=1)
@@ -219,6 +286,16 @@ class RecipeArguments:
         if not 0.0 <= self.hold_out_items < 1.0:
             raise InputError(f"hold_out_items: {self.hold_out_items}; a share of the items, in [0, 1)")
         _whole("eval_task_examples", self.eval_task_examples, least=1)
+        _choose("perplexity_action", self.perplexity_action, PERPLEXITY_ACTIONS)
+        if self.max_perplexity_ratio is not None:
+            if self.language_guard is None:
+                raise InputError(
+                    f"max_perplexity_ratio: {self.max_perplexity_ratio} without a text to measure; give language_guard"
+                )
+            if not self.max_perplexity_ratio > 0:
+                raise InputError(f"max_perplexity_ratio: {self.max_perplexity_ratio}; above 0, such as 1.5")
+        elif self.perplexity_action == "stop":
+            raise InputError("perplexity_action: stop has no bound; give max_perplexity_ratio, such as 1.5")
 
 
 def trains_on_gpu(*, use_cpu: bool) -> bool:
@@ -268,6 +345,8 @@ class SFTRecipeConfig(SFTConfig):
         on_gpu = trains_on_gpu(use_cpu=self.use_cpu)
         if self.bf16 is None and not self.fp16:
             self.bf16 = on_gpu
+        if self.bf16 and not torch.cuda.is_available():
+            self.use_cpu = True  # transformers asks for this word before it multiplies bfloat16 on a CPU
         self.dataloader_pin_memory = self.dataloader_pin_memory and on_gpu
         # transformers 5.23 warns about the name that TRL 1.16 still sets; 5.17 knows that name alone.
         if getattr(self, "activation_checkpointing", False) is None:

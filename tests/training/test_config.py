@@ -114,3 +114,10 @@ def test_accelerates_cpu_switch_is_heard(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not trains_on_gpu(use_cpu=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert not trains_on_gpu(use_cpu=False)
+
+
+def test_bfloat16_on_a_cpu_needs_no_further_word(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    training = SFTRecipeConfig(output_dir=str(tmp_path), bf16=True)
+    assert training.use_cpu
+    assert not SFTRecipeConfig(output_dir=str(tmp_path)).bf16
