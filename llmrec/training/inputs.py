@@ -11,7 +11,8 @@ from llmrec.data.user_share import take_users
 from llmrec.sids.fitted_on import check_fitted_on
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm
-from llmrec.training.config import RecipeArguments
+from llmrec.training.config import RecipeArguments, parse_mapping
+from llmrec.training.objectives.methods import check_objective
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def load_inputs(arguments: RecipeArguments) -> RecipeInputs:
     """Load what a recipe's arguments name.
 
     Raises:
-        InputError: a folder that cannot be read, SIDs of another catalogue, or SIDs fitted on what this protocol
-            holds out.
+        InputError: an objective that is not known, a folder that cannot be read, SIDs of another catalogue, or SIDs
+            fitted on what this protocol holds out.
     """
+    check_objective(arguments.objective, parse_mapping(arguments.objective_args, "objective_args"))
     dataset = load_dataset(arguments.dataset)
     splits = dataset.split(arguments.protocol, max_history=arguments.max_history)
     splits = take_users(splits, dataset.interactions, arguments.train_users)

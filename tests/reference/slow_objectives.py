@@ -96,7 +96,7 @@ def slow_apao(labelled, weight, *, beta, eta, by_batch):
         while len(whole) in losses:
             whole.append(losses[len(whole)])
         prefixes[number] = [sum(whole[:codes]) / codes for codes in range(1, len(whole) + 1)]
-    total = sum(plain)
+    total = torch.stack(plain).sum()
     for losses in prefixes.values():
         judged = []
         for place, loss in enumerate(losses):

@@ -1,8 +1,9 @@
 """Objectives: each equals its slow twin in loss and gradient, by hand on a small case, and does what it claims."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,8 +51,13 @@ def labelled_of(context: ObjectiveContext, items: list[int], *, text: int = 0, s
             levels.append(-1)
             sids.append(-1)
     hidden = torch.randn((len(targets), DIM), generator=generator, dtype=torch.float64).requires_grad_()
-    numbers = [torch.tensor(values) for values in (targets, [0] * len(targets), levels, sids)]
-    return Labelled(hidden, *numbers)
+    return made_of([hidden, *(torch.tensor(values) for values in (targets, [0] * len(targets), levels, sids))])
+
+
+def made_of(fields: Sequence[Tensor]) -> Labelled:
+    """Labels of hidden states, targets, tasks, levels and SIDs."""
+    hidden, targets, tasks, levels, sids = fields
+    return Labelled(hidden, targets, tasks, levels, sids)
 
 
 def without(labelled: Labelled, place: int) -> Labelled:
@@ -108,17 +114,15 @@ def test_cross_entropy_equals_the_slow_twin(cases, context: ObjectiveContext):
 def test_legal_children_equals_the_slow_twin(cases, context: ObjectiveContext, full: float):
     objective = build_objective("legal_children", {"full": full}, context=context)
     sids = legal_sids(context)
-    check_against(cases, context, objective, lambda *args: slow_legal_children(*args, sids, full=full))
+    check_against(cases, context, objective, partial(slow_legal_children, sids=sids, full=full))
 
 
 @pytest.mark.parametrize("over", ["level", "children"])
 def test_level_smoothing_equals_the_slow_twin(cases, context: ObjectiveContext, over: str):
     objective = build_objective("level_smoothing", {"epsilon": 0.2, "over": over}, context=context)
     levels = [token_ids.tolist() for token_ids in context.vocab.level_token_ids]
-    settings = {"epsilon": 0.2, "over": over}
-    check_against(
-        cases, context, objective, lambda *args: slow_level_smoothing(*args, levels, legal_sids(context), **settings)
-    )
+    slow = partial(slow_level_smoothing, levels=levels, sids=legal_sids(context), epsilon=0.2, over=over)
+    check_against(cases, context, objective, slow)
 
 
 @pytest.mark.parametrize("worst_of", ["batch", "sid"])
@@ -135,7 +139,7 @@ def test_every_objective_is_the_same_in_float32_under_a_permutation_of_the_label
     labelled = labelled_of(context, [0, 5, 2, 8, 4], text=2)
     order = torch.randperm(len(labelled.targets), generator=torch.Generator().manual_seed(3))
     fields = (labelled.hidden.detach().float(), labelled.targets, labelled.tasks, labelled.levels, labelled.sids)
-    plain, mixed = Labelled(*fields), Labelled(*(field[order] for field in fields))
+    plain, mixed = made_of(fields), made_of([field[order] for field in fields])
     head = Head(weight_of(context).detach().float())
     for name in ("cross_entropy", "apao", "legal_children", "level_smoothing"):
         objective = build_objective(name, {}, context=context)
@@ -155,7 +159,7 @@ def test_text_keeps_plain_cross_entropy(context: ObjectiveContext):
 
 def test_the_loss_of_a_sid_is_the_same_in_any_batch(context: ObjectiveContext):
     both = labelled_of(context, [0, 2])
-    first = Labelled(*(getattr(both, name)[:3] for name in ("hidden", "targets", "tasks", "levels", "sids")))
+    first = made_of([getattr(both, name)[:3] for name in ("hidden", "targets", "tasks", "levels", "sids")])
     head = Head(weight_of(context))
     for name, arguments in (("apao", {"worst_of": "sid"}), ("legal_children", {}), ("level_smoothing", {})):
         objective = build_objective(name, arguments, context=context)
@@ -173,8 +177,8 @@ def test_nodes_are_those_of_the_prefixes(context: ObjectiveContext):
 def test_apao_weights_by_hand():
     # Cross-entropies 1 and 3: prefix losses 1 and (1 + 3) / 2 = 2; with eta = ln 2 they weigh 2 to 4, 1/3 and 2/3.
     # Level 1 has 1/3 + (2/3) / 2 = 2/3, level 2 (2/3) / 2 = 1/3; times 2 codes.
-    labelled = Labelled(torch.zeros(3, 1), *(torch.tensor(values) for values in ([1, 2, 0], [0] * 3, [0, 1, -1])),
-                        sids=torch.tensor([0, 0, -1]))  # fmt: skip
+    numbers = [torch.tensor(values) for values in ([1, 2, 0], [0, 0, 0], [0, 1, -1], [0, 0, -1])]
+    labelled = made_of([torch.zeros(3, 1), *numbers])
     losses = torch.tensor([1.0, 3.0, 5.0])
     weights = prefix_weights(losses, labelled, eta=math.log(2), by_batch=False)
     torch.testing.assert_close(weights, torch.tensor([4 / 3, 2 / 3, 0.0]))
@@ -292,8 +296,7 @@ def test_legal_children_learns_what_is_decoded(planted):
     found = {}
     for name in ("cross_entropy", "legal_children"):
         model = learned(planted, name, {}, dim=4, steps=60)
-        with torch.no_grad():
-            found[name] = float(judge(model.labelled(contexts, sids), Head(model.table)).mean())
+        found[name] = float(judge(model.labelled(contexts, sids), Head(model.table)).mean().detach())
     assert found["legal_children"] < 0.9 * found["cross_entropy"]
 
 
@@ -309,6 +312,23 @@ def test_level_smoothing_lowers_confidence_within_the_level_and_leaves_other_tok
     assert top["cross_entropy"] > 0.95
     assert top["level_smoothing"] == pytest.approx(0.8 + 0.2 / 12, abs=0.05)
     assert inside["level_smoothing"] > 0.95
+
+
+def test_an_evaluation_reports_cross_entropy(context: ObjectiveContext):
+    labelled, head = labelled_of(context, [0, 5], text=1), Head(weight_of(context))
+    plain = build_objective("cross_entropy", {}, context=context)(labelled, head)
+    objective = build_objective("legal_children", {}, context=context)
+    assert not torch.equal(objective(labelled, head), plain)
+    with torch.no_grad():
+        torch.testing.assert_close(objective(labelled, head), plain)
+
+
+def test_legal_children_never_keeps_hits_of_some_labels_alone(context: ObjectiveContext):
+    labelled = labelled_of(context, [0, 5], text=1)
+    for full, kept in ((0.0, []), (0.5, [len(labelled.targets)])):
+        head = Head(weight_of(context))
+        build_objective("legal_children", {"full": full}, context=context)(labelled, head)
+        assert [len(hits) for hits in head.hits] == kept
 
 
 def test_messages(context: ObjectiveContext):

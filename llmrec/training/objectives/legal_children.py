@@ -1,5 +1,7 @@
 """Softmax over the legal children alone: what may follow the codes written so far."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,9 @@ def legal_children(context: ObjectiveContext, *, full: float = 0.0) -> Objective
         found = torch.zeros(len(labelled.targets), dtype=labelled.hidden.dtype, device=labelled.hidden.device)
         others = torch.ones_like(legal).nonzero().flatten() if full else (~legal).nonzero().flatten()
         if len(others):
-            losses = -head.log_probs(labelled.hidden[others], labelled.targets[others])
+            # A head keeps the hits of its log-probabilities, and these may be of some labels alone
+            asked = head if len(others) == len(legal) else replace(head, hits=[])
+            losses = -asked.log_probs(labelled.hidden[others], labelled.targets[others])
             found = found.to(losses.dtype).index_add(0, others, torch.where(legal[others], full * losses, losses))
         for level, places in labels_by_level(labelled, legal, len(levels)):
             tokens = levels[level]
