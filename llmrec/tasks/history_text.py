@@ -7,7 +7,7 @@ from llmrec.data.items import Catalog
 from llmrec.data.splits import History
 from llmrec.tasks.example import Example
 from llmrec.tasks.option_checks import check_least
-from llmrec.tasks.short_text import TITLE_CHARACTERS, short_column, short_titles
+from llmrec.tasks.short_text import TITLE_CHARACTERS, check_column, short_column, short_titles
 from llmrec.tasks.wordings import wordings_of
 from llmrec.vocab import SIDVocab
 
@@ -116,9 +116,13 @@ def sid_history_to_description(
         max_characters: most characters of a description, which is cut at a space.
         wordings: how many wordings are drawn from; None takes all.
 
+    Raises:
+        InputError: the catalogue has no such column.
+
     Paper: LC-Rec (Zheng et al., 2024), asymmetric item prediction; MiniOneRec (Kong et al., 2025), fusion task.
     """
     check_least("sid_history_to_description", max_characters=max_characters)
+    check_column("sid_history_to_description", catalog, column)
     answers = short_column(catalog, column, max_characters)
     yield from _words_of_next("sid_history_to_description", answers, vocab, histories, rng, wordings=wordings)
 

@@ -8,7 +8,14 @@ from llmrec.data.splits import History
 from llmrec.tasks.attributes import attribute_columns, attribute_text
 from llmrec.tasks.example import Example
 from llmrec.tasks.option_checks import check_least
-from llmrec.tasks.short_text import DESCRIPTION_CHARACTERS, TITLE_CHARACTERS, short_column, short_text, short_titles
+from llmrec.tasks.short_text import (
+    DESCRIPTION_CHARACTERS,
+    TITLE_CHARACTERS,
+    check_column,
+    short_column,
+    short_text,
+    short_titles,
+)
 from llmrec.tasks.wordings import wordings_of
 from llmrec.vocab import SIDVocab
 
@@ -92,9 +99,13 @@ def description_to_sid(
         max_characters: most characters of a description, which is cut at a space.
         wordings: how many wordings are drawn from; None takes all.
 
+    Raises:
+        InputError: the catalogue has no such column.
+
     Paper: LC-Rec (Zheng et al., 2024), descriptions among the texts that are tied to SIDs.
     """
     check_least("description_to_sid", max_characters=max_characters)
+    check_column("description_to_sid", catalog, column)
     texts = wordings_of("description_to_sid", first=wordings)
     for row, text in enumerate(short_column(catalog, column, max_characters)):
         if text:

@@ -46,16 +46,29 @@ def short_titles(catalog: Catalog, characters: int = TITLE_CHARACTERS) -> list[s
 
 
 def short_column(catalog: Catalog, column: str, characters: int) -> Sequence[str]:
-    """Return each item's text of a column, cut; blank where it has none.
+    """Return each item's text of a column, cut; blank where it has none, and throughout where there is no column.
 
     Args:
         catalog: the items.
         column: of the catalogue.
         characters: most characters of a text.
+    """
+    texts = catalog.columns.get(column)
+    return [""] * len(catalog) if texts is None else [short_text(text, characters) for text in texts]
+
+
+def check_column(task: str, catalog: Catalog, column: str) -> None:
+    """Raise when a task is told to read a column that is not there.
+
+    Args:
+        task: its name.
+        catalog: the items.
+        column: that it reads.
 
     Raises:
         InputError: the catalogue has no such column.
     """
     if column not in catalog.columns:
-        raise InputError(f"catalogue: no column {column!r}; it has {', '.join(sorted(catalog.columns))}")
-    return [short_text(text, characters) for text in catalog.columns[column]]
+        raise InputError(
+            f"task {task!r}: no column {column!r}; the catalogue has {', '.join(sorted(catalog.columns))}"
+        )

@@ -251,7 +251,9 @@ def test_another_column_holds_the_description(name: str, vocab: SIDVocab) -> Non
     assert examples
     assert all("Boîte" in f"{text.prompt}{text.completion}" or "Söhne" in f"{text.prompt}{text.completion}"
                for text in examples)  # fmt: skip
-    with pytest.raises(InputError, match=r"no column 'story'; it has brand, categories, description, title"):
+    with pytest.raises(
+        InputError, match=rf"task '{name}': no column 'story'; the catalogue has brand, categories, description, title"
+    ):
         list(TASKS[name](CATALOG, vocab, ROWS, random.Random(0), column="story"))
 
 
