@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 from datasets import Dataset
@@ -16,6 +18,7 @@ from llmrec.tasks.inputs import TaskInputs
 from llmrec.tasks.mixture import check_tasks, make_examples, mixture_weights, repeat_by_weight, task_rng
 from llmrec.tasks.prompt import PromptForm, end_token_id, start_token_id
 from llmrec.training.collator import IGNORED
+from llmrec.training.incremental import Increment
 from llmrec.vocab import SIDVocab
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,7 @@ def encode_sequences(
     vocab: SIDVocab,
     max_history: int,
     stride: int | None = None,
+    begins: Sequence[int] | None = None,
     task: int = 0,
 ) -> Iterator[TokenRow]:
     """Yield rows in which every SID after a sequence's first is a target: ``supervise: history``.
@@ -116,6 +120,7 @@ def encode_sequences(
         max_history: most items before a target; at least 1.
         stride: targets that each further window adds, from 1 to ``max_history``; None lets windows overlap by half
             of ``max_history``.
+        begins: items at the start of each sequence that are shown and not learned; None learns all.
         task: number of ``next_item``.
 
     Raises:
@@ -127,10 +132,10 @@ def encode_sequences(
         )
     start = start_token_id(tokenizer)
     overlap = max(max_history // 2, 1) if stride is None else max_history + 1 - stride
-    for sequence in sequences:
-        supervised = 1
+    for sequence, begin in zip(sequences, repeat(0) if begins is None else begins, strict=False):
+        supervised = max(begin, 1)
         while supervised < len(sequence):
-            first = 0 if supervised == 1 else supervised - overlap
+            first = 0 if supervised == 1 else max(0, supervised - overlap)
             window = sequence[first : first + max_history + 1]
             input_ids, labels = [start], [IGNORED]
             for place, item in enumerate(window, start=first):
@@ -157,6 +162,7 @@ def training_rows(
     inputs: TaskInputs | None = None,
     without: Collection[int] = (),
     walks: Sequence[Sequence[int]] = (),
+    increment: Increment | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Return the training set: the tasks mixed by weight, tokenised, numbered in the order of ``tasks``.
@@ -177,6 +183,7 @@ def training_rows(
         without: item rows held out of tasks about one item's text.
         walks: further sequences whose every position is a target, whatever the weight of ``next_item``; their rows
             are numbered as one task behind the others.
+        increment: makes ``next_item`` learn new targets, and old ones replayed beside them, in place of all.
         progress: whether to show a bar.
 
     Raises:
@@ -187,6 +194,19 @@ def training_rows(
     whole = "next_item" in specs and supervise == "history"
     history = {"tokenizer": tokenizer, "vocab": vocab, "form": form, "stride": stride, "max_length": max_length}
     sequences = _sequence_rows(splits.sequences, task=numbers["next_item"], **history) if whole else []
+    if increment is not None:
+        rng = task_rng(seed, "increment")
+        if whole:
+            new = _sequence_rows(splits.sequences, begins=increment.begins, task=numbers["next_item"], **history)
+            known = [sequence[:begin] for sequence, begin in zip(splits.sequences, increment.begins, strict=True)]
+            old = _sequence_rows(known, task=numbers["next_item"], **history)
+            learned = [sum(label != IGNORED for label in row["labels"]) for row in old]
+            fresh = sum(label != IGNORED for row in new for label in row["labels"])
+            sequences = [*new, *increment.draw(old, targets=learned, new_targets=fresh, rng=rng)]
+        else:
+            new, old = increment.rows(splits.train)
+            chosen = increment.draw(old, targets=[1] * len(old), new_targets=len(new), rng=rng)
+            splits = replace(splits, train=[*new, *chosen])
     others = {name: spec for name, spec in specs.items() if not (whole and name == "next_item")}
     draws = (
         make_examples(
