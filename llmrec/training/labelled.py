@@ -380,7 +380,10 @@ class _EqualLogProbs(torch.autograd.Function):
         grad = grads[0]
         torch._assert_async((grad == grad[0]).all())  # the promise; a GPU is not waited for
         scale = -grad[0]
-        return (*(None if made is None else made.mul_(scale.to(made.dtype)) for made in ctx.gradients), None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("log-probabilities of equal weight: their gradients were handed out already")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*(None if made is None else made.mul_(scale.to(made.dtype)) for made in gradients), None, None)
 
 
 def _read(
