@@ -79,6 +79,10 @@ class RecipeArguments:
         metadata={"help": "Hub id or path of a causal LM; tiny-qwen3 or small-qwen3 are built from a config."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Hub revision of the model."})
+    random_weights: bool = field(
+        default=False,
+        metadata={"help": "Take shape and tokenizer of a pretrained model, and draw its weights anew by the seed."},
+    )
     model_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Config fields that override those of tiny-qwen3 or small-qwen3."}
     )
@@ -228,6 +232,11 @@ class RecipeArguments:
         _choose("dtype", self.dtype, DTYPES)
         if self.protocol is not None:
             _choose("protocol", self.protocol, PROTOCOLS)
+        if self.random_weights and self.method != "full":
+            raise InputError(
+                f"random_weights: true with method: {self.method}, which keeps the weights that are drawn; use method: "
+                "full"
+            )
         if self.supervise == "history" and self.prompt == "chat":
             raise InputError(
                 "supervise: history with prompt: chat would train other conditionals than the ones decoded; use "

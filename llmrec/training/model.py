@@ -107,6 +107,8 @@ def prepare_model(
         raise InputError(
             f"attn_implementation and model_revision are for pretrained models; {arguments.model} is built"
         )
+    if built and arguments.random_weights:
+        raise InputError(f"random_weights: {arguments.model} is built with random weights anyway; leave it out")
     if not built and arguments.model_config:
         raise InputError(
             f"model_config: it is for models that are built ({', '.join(BUILT_MODELS)}), not {arguments.model}"
@@ -208,6 +210,13 @@ def _load_model(arguments: RecipeArguments, trust_remote_code: bool) -> PreTrain
         config = AutoConfig.from_pretrained(
             arguments.model, revision=arguments.model_revision, trust_remote_code=trust_remote_code
         )
+        if arguments.random_weights:  # of the recipe's seed, as a built model's
+            return auto_class(config).from_config(
+                config,
+                dtype=getattr(torch, arguments.dtype),
+                attn_implementation=arguments.attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
         return auto_class(config).from_pretrained(
             arguments.model,
             revision=arguments.model_revision,
