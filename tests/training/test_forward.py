@@ -96,8 +96,8 @@ def test_packed_equals_padded_with_lora_and_sid_rows(make_model, rows, vocab, ti
         )
 
 
-def test_nothing_leaks_between_rows(make_model, rows, vocab) -> None:
-    """A token changed in the first row changes no loss of another row in the same line, to the last bit."""
+def test_nothing_leaks_between_rows(make_model, rows) -> None:
+    """A token changed in one row changes no loss of another row in the same line, to the last bit."""
     model = prepared(make_model().double())
     collator = LabelledCollator(0, pack_length=400)
     batch = collator(rows)
@@ -106,7 +106,7 @@ def test_nothing_leaks_between_rows(make_model, rows, vocab) -> None:
     before = model(**batch).losses
     for number, row in enumerate(rows):
         tokens = list(row["input_ids"])
-        tokens[1] = vocab.token_ids(20)[0]
+        tokens[1] += 1
         changed = [{**row, "input_ids": tokens} if place == number else other for place, other in enumerate(rows)]
         after = model(**collator(changed)).losses
         assert torch.equal(after[row_of != number], before[row_of != number])
