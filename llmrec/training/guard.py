@@ -1,11 +1,11 @@
 """A loss that is no number: stop before the weights are spoilt, and say where."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -57,11 +57,11 @@ class FiniteGuard(TrainerCallback):
             NotFinite: one of them is not finite.
         """
         loss = None if self._losses is None else float(self._losses)
-        norm = None if self._scaled else _gradient_norm(kwargs["model"])
-        bad_loss = loss is not None and not torch.isfinite(torch.tensor(loss)).item()
-        bad_norm = norm is not None and not torch.isfinite(torch.tensor(norm)).item()
-        if self._any_process(bad_loss or bad_norm):
-            what = f"the loss is {loss}" if bad_loss else f"the loss is {loss}, the gradient norm {norm}"
+        largest = None if self._scaled else _largest_gradient(kwargs["model"])
+        bad_loss = loss is not None and not math.isfinite(loss)
+        bad_gradient = largest is not None and not math.isfinite(largest)
+        if self._any_process(bad_loss or bad_gradient):
+            what = f"the loss is {loss}" if bad_loss else f"the loss is {loss}, the largest gradient {largest}"
             raise NotFinite(self._message(what, args, state))
 
     def check_weights(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
@@ -113,12 +113,12 @@ def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
 
 
-def _gradient_norm(model: nn.Module) -> float | None:
-    """Return the norm of what gradients there are; None where an engine keeps them to itself (DeepSpeed)."""
+def _largest_gradient(model: nn.Module) -> float | None:
+    """Return the largest gradient in size; None where an engine keeps them to itself (DeepSpeed)."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return float(_whole(nn.utils.get_total_norm(gradients))) if gradients else None
+    return float(_whole(nn.utils.get_total_norm(gradients, norm_type=math.inf))) if gradients else None
 
 
 def _finite_weights(model: nn.Module) -> bool:
     trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad and parameter.numel()]
-    return bool(torch.isfinite(_whole(nn.utils.get_total_norm(trained))).item()) if trained else True
+    return not trained or math.isfinite(float(_whole(nn.utils.get_total_norm(trained, norm_type=math.inf))))

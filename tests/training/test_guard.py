@@ -61,7 +61,7 @@ def test_a_gradient_that_is_not_finite_is_no_step(make_model: Callable[..., PreT
     model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * math.inf)
     trainer = kit_trainer(model, tmp_path)
     with pytest.raises(
-        NotFinite, match=r"step 1: the loss is \d.*, the gradient norm nan.*There is no checkpoint yet"
+        NotFinite, match=r"step 1: the loss is \d.*, the largest gradient nan.*There is no checkpoint yet"
     ):
         trainer.train()
     for parameter, old in zip(model.parameters(), before, strict=True):
@@ -103,6 +103,18 @@ def test_a_phrase_for_a_batch() -> None:
     )
     many = describe_rows(list(range(20)), tasks=["a"] * 20, lengths=[1] * 20)
     assert re.search(r"numbers 0, 1, 2, 3, 4, 5, 6, 7, \.\.\.; tasks", many)
+
+
+def test_huge_numbers_are_numbers(make_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    """Squared they would be infinite in float32."""
+    trainer = kit_trainer(make_model(rows=64), tmp_path)
+    assert trainer.model is not None
+    trainer.model.get_input_embeddings().weight.data[3, 1] = 1e30
+    guard = trainer._guard
+    guard.check_weights(trainer.model, trainer.args, trainer.state)
+    trainer.model.get_input_embeddings().weight.data[3, 1] = -math.inf
+    with pytest.raises(NotFinite, match="a weight is not finite"):
+        guard.check_weights(trainer.model, trainer.args, trainer.state)
 
 
 def test_kit_rows_are_what_the_arithmetic_above_says() -> None:
