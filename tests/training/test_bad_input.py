@@ -57,7 +57,7 @@ def test_a_base_without_a_chat_template(dataset, catalog, sid_folder: Path, make
     base = train_tokenizer(catalog.titles, vocab_size=320)
     base.chat_template = None
     base.save_pretrained(tmp_path / "base")
-    with pytest.raises(InputError, match="the tokenizer of .*base has no chat template; use prompt: plain, or the"):
+    with pytest.raises(InputError, match=r"the tokenizer of .*base has no chat template; use prompt: plain, or the"):
         run(dataset, sid_folder, tmp_path / "run", model=tmp_path / "base", prompt="chat", supervise="row")
     assert not (tmp_path / "run" / "run.json").exists()
 
