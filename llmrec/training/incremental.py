@@ -5,16 +5,24 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
+from transformers import PreTrainedModel
 
+from llmrec.artifacts import made_by, read_json, write_json
 from llmrec.data.folder import DatasetFolder, load_dataset
 from llmrec.data.splits import History, Splits
+from llmrec.decoding.recommender import LLMRecommender
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import Recommender, evaluate
 from llmrec.evaluation.intervals import difference_interval
 from llmrec.evaluation.metrics import ndcg_at, recall_at
+from llmrec.hub.info import INFO_FILE
+from llmrec.training.config import RecipeArguments
+from llmrec.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +44,6 @@ class Increment:
     learned_by_user: Mapping[int, int] = field(repr=False)
     known_items: np.ndarray = field(repr=False)
     replay: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.replay, int | float) or isinstance(self.replay, bool) or not 0 <= self.replay < 1e9:
-            raise InputError(f"replay: {self.replay!r}; old targets for each new one, 0 or more")
 
     def rows(self, train: Sequence[History]) -> tuple[list[History], list[History]]:
         """Return training rows whose targets are new, and those that were learned; rows stand in a user's order."""
@@ -77,6 +81,18 @@ class Increment:
             "new users": ~old,
             "new items": ~self.known_items[[row.target for row in rows]],
         }
+
+
+def check_trained_on(bundle: str, old_path: str) -> None:
+    """Raise `InputError` when a bundle was trained on another number of interactions than a folder has."""
+    said = read_json(Path(bundle) / INFO_FILE, "manifest of the bundle of start_from").get("dataset", {})
+    trained = said.get("counts", {}).get("interactions")
+    there = load_dataset(old_path).manifest["counts"]["interactions"]
+    if trained is not None and trained != there:
+        raise InputError(
+            f"old_dataset: {old_path} has {there} interactions, and {bundle} was trained on a folder of {trained}; "
+            "name that folder"
+        )
 
 
 def find_increment(old_path: str, dataset: DatasetFolder, splits: Splits, *, replay: float) -> Increment:
@@ -174,4 +190,28 @@ def compare(
         logger.info(
             "%s (%d): ndcg@%d %.4f before, %.4f after", group, mask.sum(), max(ks), last["before"], last["after"]
         )
+    return found
+
+
+def tell(
+    increment: Increment, arguments: RecipeArguments, after: PreTrainedModel | PeftModel, validation: Validation,
+    folder: str | Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare the bundle that a run started from with the run's model on its validation rows, and write what is found.
+
+    Args:
+        increment: what was new.
+        arguments: of the run.
+        after: the trained model.
+        validation: its rows, vocabulary, cuts and beams.
+        folder: of the run; gets ``incremental.json``.
+
+    Returns:
+        What `compare` found.
+    """
+    settings: dict[str, Any] = {"num_beams": validation.num_beams, "score": validation.score}
+    before = LLMRecommender.from_pretrained(str(arguments.start_from), device=str(after.device), **settings)
+    now = LLMRecommender(after, validation.tokenizer, validation.vocab, validation.form, **settings)
+    found = compare(before, now, increment, validation.rows, items=len(validation.vocab), ks=validation.ks)
+    write_json(Path(folder) / INCREMENT_FILE, {"split": "valid", "groups": found, "made_by": made_by()})
     return found

@@ -12,6 +12,7 @@ from llmrec.sids.fitted_on import check_fitted_on
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm
 from llmrec.training.config import RecipeArguments, parse_mapping
+from llmrec.training.incremental import Increment, check_trained_on, find_increment
 from llmrec.training.objectives.methods import check_objective
 
 
@@ -25,6 +26,7 @@ class RecipeInputs:
         table: the SIDs of its catalogue.
         popularity: ``(items,)`` training counts.
         form: how prompts are written.
+        increment: which training targets are new; None where all are learned.
     """
 
     dataset: DatasetFolder
@@ -32,9 +34,10 @@ class RecipeInputs:
     table: SIDTable
     popularity: np.ndarray = field(repr=False)
     form: PromptForm
+    increment: Increment | None = None
 
     def values(self) -> tuple[DatasetFolder, Splits, SIDTable, np.ndarray, PromptForm]:
-        """Return all five, in the order above."""
+        """Return the first five, in the order above."""
         return self.dataset, self.splits, self.table, self.popularity, self.form
 
     @property
@@ -63,10 +66,15 @@ def load_inputs(arguments: RecipeArguments) -> RecipeInputs:
     table.check_catalog(dataset.catalog.hash, path=arguments.sids)
     check_fitted_on(table.settings, splits.protocol, source=arguments.sids)
     domain = arguments.domain or dataset.manifest["domain"]
+    increment = None
+    if arguments.old_dataset:
+        check_trained_on(str(arguments.start_from), arguments.old_dataset)
+        increment = find_increment(arguments.old_dataset, dataset, splits, replay=arguments.replay)
     return RecipeInputs(
         dataset,
         splits,
         table,
         training_popularity(splits.sequences, items=len(dataset.catalog)),
         PromptForm.named(arguments.prompt, domain=domain, max_history=arguments.max_history),
+        increment,
     )

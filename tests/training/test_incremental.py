@@ -14,6 +14,7 @@ from llmrec.data.splits import History
 from llmrec.errors import InputError
 from llmrec.tasks.prompt import PromptForm
 from llmrec.training.collator import IGNORED
+from llmrec.training.config import RecipeArguments
 from llmrec.training.examples import encode_sequences, training_rows
 from llmrec.training.incremental import Increment, compare, find_increment
 
@@ -115,7 +116,9 @@ def test_a_folder_that_is_no_earlier_state_is_refused(folders, make_folder) -> N
     with pytest.raises(InputError, match=r"holds item 'i10' \(20 such\), which .*old lacks"):
         find_increment(str(new.path), old, old.split("leave_one_out"), replay=1.0)
     with pytest.raises(InputError, match="replay: -1"):
-        find_increment(str(old.path), new, splits, replay=-1)
+        RecipeArguments(dataset="a", sids="b", start_from="c", old_dataset="d", replay=-1)
+    with pytest.raises(InputError, match="old_dataset: it says what the bundle of start_from knows"):
+        RecipeArguments(dataset="a", sids="b", old_dataset="d")
 
 
 class Fixed:
