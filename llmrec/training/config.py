@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from llmrec.data.folder import PROTOCOLS
+from llmrec.decoding.steps import SCORES
 from llmrec.errors import InputError
 from llmrec.tasks.mixture import check_tasks
 
@@ -199,7 +200,18 @@ class RecipeArguments:
             "help": "Share of the users whose training rows are used, the same ones for a seed; held-out rows stay."
         },
     )
+    old_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset folder that the bundle of start_from was trained on: only what dataset has beyond it is "
+            "learned, and old targets replayed."
+        },
+    )
+    replay: float = field(default=1.0, metadata={"help": "Old targets learned again for each new one (old_dataset)."})
     eval_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of Recall and NDCG."})
+    eval_score: str = field(
+        default="full", metadata={"help": "Score of the validation during training: full, sids or allowed."}
+    )
     eval_beams: int = field(default=20, metadata={"help": "Beams of the validation during training."})
     eval_users: int = field(
         default=1000, metadata={"help": "Validation rows scored during training, a seeded sample; 0 scores all."}
@@ -229,6 +241,7 @@ class RecipeArguments:
         _choose("supervise", self.supervise, SUPERVISE)
         _choose("prompt", self.prompt, PROMPTS)
         _choose("sid_init", self.sid_init, SID_INITS)
+        _choose("eval_score", self.eval_score, SCORES)
         _choose("dtype", self.dtype, DTYPES)
         if self.protocol is not None:
             _choose("protocol", self.protocol, PROTOCOLS)
@@ -255,6 +268,10 @@ class RecipeArguments:
         if not 0.0 < self.layer_learning_rate_decay <= 1.0:
             raise InputError(f"layer_learning_rate_decay: {self.layer_learning_rate_decay}; in (0, 1], 1 is off")
         self.stages = parse_stages(self.stages)
+        if self.old_dataset and not self.start_from:
+            raise InputError("old_dataset: it says what the bundle of start_from knows; name that bundle")
+        if not isinstance(self.replay, int | float) or isinstance(self.replay, bool) or not 0 <= self.replay < 1e9:
+            raise InputError(f"replay: {self.replay!r}; old targets for each new one, 0 or more")
         _whole("max_history", self.max_history, least=1)
         if self.history_stride is not None:
             _whole("history_stride", self.history_stride, least=1)
@@ -372,7 +389,10 @@ class SFTRecipeConfig(SFTConfig):
         if max(arguments.eval_ks) > items:
             raise InputError(f"eval_ks: {arguments.eval_ks}; the catalogue has {items} items")
         metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
-        if "@" in metric and metric not in [f"{name}@{k}" for name in ("recall", "ndcg") for k in arguments.eval_ks]:
+        of_tasks = [name.rpartition(":")[2] for name in arguments.tasks or {}] if arguments.eval_tasks else []
+        by_task = any(metric.startswith(f"{name}_") for name in of_tasks)
+        recommended = [f"{name}@{k}" for name in ("recall", "ndcg") for k in arguments.eval_ks]
+        if "@" in metric and metric not in recommended and not by_task:
             raise InputError(
                 f"metric_for_best_model: {self.metric_for_best_model!r} is not measured; choose loss, recall@k or "
                 f"ndcg@k with k from eval_ks ({arguments.eval_ks})"
