@@ -23,7 +23,7 @@ from llmrec.vocab import SIDVocab
 
 KINDS = ("item", "items", "number", "text")
 KIND_OF = {"next_session": "items", "rating": "number"}
-"""What a task answers, where its examples do not say: those with a target name one item, others are text."""
+"""What a task answers, where its examples do not say: where the completion is a SID one item, else text."""
 OF_CATALOGUE = (
     "sid_to_title", "title_to_sid", "description_to_sid", "attributes_to_sid", "sid_to_category", "prefix_to_category",
     "similar_items", "query_to_sid",
@@ -98,20 +98,27 @@ def examples_to_score(
             raise InputError(f"tasks: {name} gives no examples to score on the {split} split; leave it out")
         if limit is not None and limit < len(examples):
             examples = [examples[place] for place in sorted(rng.sample(range(len(examples)), limit))]
-        kind = kind_of(name, examples)
+        kind = kind_of(name, examples, vocab)
         length = scored_options(spec).get("items", max(len(example.targets) for example in examples))
         seen = name in OF_CATALOGUE and not held_out
         found[name] = TaskExamples(name, kind, examples, seen, length if kind == "items" else 0)
     return found
 
 
-def kind_of(name: str, examples: Sequence[Example]) -> str:
-    """Return what kind of answer a task's examples have, one of `KINDS`."""
+def kind_of(name: str, examples: Sequence[Example], vocab: SIDVocab) -> str:
+    """Return what kind of answer a task's examples have, one of `KINDS`: an item where each completion is a SID.
+
+    Args:
+        name: of the task.
+        examples: of it.
+        vocab: the SIDs.
+    """
     if name in KIND_OF:
         return KIND_OF[name]
     if any(len(example.targets) > 1 for example in examples):
         return "items"
-    return "text" if all(example.target is None for example in examples) else "item"
+    named = [example.target is not None and example.completion == vocab.tokens(example.target) for example in examples]
+    return "item" if all(named) else "text"
 
 
 def _make(

@@ -51,6 +51,11 @@ def test_every_task_has_examples_of_held_out_rows_or_items(dataset: DatasetFolde
     assert {name: task.kind for name, task in found.items() if task.kind not in ("item", "text")} == {
         "next_session": "items", "rating": "number",
     }  # fmt: skip
+    texts = [name for name, task in found.items() if task.kind == "text"]
+    assert texts == [
+        "sid_history_to_title", "sid_history_to_description", "sid_to_title", "sid_to_category", "prefix_to_category",
+        "explanation", "user_profile",
+    ]  # fmt: skip
     for name, task in found.items():
         assert task.examples, name
         assert not task.trained
