@@ -243,10 +243,11 @@ class SteadyTrainer(Trainer):
                 f"step {step}: out of memory with {sizes}; set find_batch_size: true, or {smaller} (the same "
                 f"effective batch), or {LESS_MEMORY}; the same command then goes on from the last checkpoint"
             ) from error
-        if self.args.world_size > 1 and not isinstance(error, RehearsalFailed):
+        cut = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if (self.args.world_size > 1 or cut) and not isinstance(error, RehearsalFailed):
             raise InputError(
                 f"step {step}: process {self.args.process_index} of {self.args.world_size} is out of memory with "
-                f"{sizes} while the others wait for it; start the same command again with {smaller}: it goes on from "
+                f"{sizes}, and the others wait for it; start the same command again with {smaller}: it goes on from "
                 "the last checkpoint with the same effective batch"
             ) from error
 
