@@ -28,6 +28,7 @@ from llmrec.training.config import RecipeArguments, SFTRecipeConfig
 from llmrec.training.examples import encode_examples, to_dataset, training_rows
 from llmrec.training.finish import describe_run, run_identity
 from llmrec.training.inputs import load_inputs
+from llmrec.training.language import language_guards
 from llmrec.training.model import prepare_model
 from llmrec.training.parser import parse_recipe
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
@@ -101,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Trainer; it would push whatever lies in its folder: the bundle is pushed when it is whole
     info = describe_run(arguments, training, prepared=prepared, **inputs.described)
+    guards = language_guards(arguments, training, prepared.model, tokenizer=tokenizer, form=form, info=info)
     push, training.push_to_hub = training.push_to_hub, False
     sidecars = partial(
         save_sidecars,
@@ -122,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         vocab=vocab,
         task_names=[*arguments.tasks, *(["walks"] if walks else [])],
         sampler=sampler_of(parse_tasks(arguments.tasks), train["task"], training, processes=state.num_processes),
-        measures=task_measures(arguments, inputs, tokenizer=tokenizer, vocab=vocab, seed=training.seed),
+        measures=[*task_measures(arguments, inputs, tokenizer=tokenizer, vocab=vocab, seed=training.seed), *guards],
+        callbacks=guards,
     )
     if state.is_main_process:
         claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)
