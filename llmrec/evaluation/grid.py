@@ -107,7 +107,7 @@ class GridConfig:
             if not isinstance(entry, dict):
                 raise InputError(f"{where}: expected a mapping, found {entry!r}")
             full = {"unique": unique, "embeddings": values.get("embeddings"), **entry}
-            made.append(_build(GridEntry, full, where))
+            made.append(build_from(GridEntry, full, where))
             resolve(made[-1].method, SID_TOKENIZERS, "SID tokenizer")
             resolve(made[-1].unique, UNIQUE_METHODS, "way to make SIDs unique")
         names = [entry.name for entry in made]
@@ -116,14 +116,14 @@ class GridConfig:
                 raise InputError(f"{path}: two entries are named {name!r}; give each a name of its own")
         training = values.pop("train", None)
         if training is not None:
-            values["training"] = _build(GridTraining, training, f"{path}: train")
+            values["training"] = build_from(GridTraining, training, f"{path}: train")
             for key, value in values["training"].settings.items():
                 if isinstance(value, dict | list):
                     raise InputError(f"{path}: train: settings: {key} is {value!r}; write it in {training['config']}")
         for name in ("seeds", "ks"):
             if name in values:
                 values[name] = tuple(values[name])
-        grid = _build(cls, {**values, "entries": tuple(made)}, str(path))
+        grid = build_from(cls, {**values, "entries": tuple(made)}, str(path))
         for entry in grid.entries:
             grid.behaviour(entry)
         return grid
@@ -180,8 +180,17 @@ class GridConfig:
         return [entry for entry in self.entries if all(Path(path).is_file() for path in self.files(entry))]
 
 
-def _build(kind: Any, values: Any, where: str) -> Any:
-    """Return ``kind(**values)``; unknown and missing keys are named."""
+def build_from(kind: Any, values: Any, where: str) -> Any:
+    """Return ``kind(**values)`` of a dataclass, from what a YAML file holds.
+
+    Args:
+        kind: the dataclass.
+        values: a mapping of its fields.
+        where: the place in the file, for the message.
+
+    Raises:
+        InputError: no mapping, or an unknown or missing key.
+    """
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a mapping, found {values!r}")
     for key in values:

@@ -67,7 +67,8 @@ def _at(rows: Sequence[Mapping[str, Any]], keys: Sequence[str | int]) -> list[fl
     return found
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table as markdown, the first column to the left and the others to the right."""
     table = [list(head), ["---", *["---:"] * (len(head) - 1)], *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
@@ -85,7 +86,7 @@ def quality_markdown(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             values = _at(rows, ("quality", *keys))
             line.append(format(statistics.fmean(values), form) if values else "-")
         lines.append(line)
-    return _markdown(["SIDs", *(head for head, _, _ in QUALITY_COLUMNS)], lines)
+    return markdown_table(["SIDs", *(head for head, _, _ in QUALITY_COLUMNS)], lines)
 
 
 def run_minutes(row: Mapping[str, Any], kind: str) -> float:
@@ -109,7 +110,7 @@ def training_markdown(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         line = [name, str(len(rows)), *scores, str(codes), *(f"{value:.1f}" for value in minutes)]
         lines.append((best, line))
     head = [*(f"{metric}, {split}" for metric, split in columns), "codes an item", "minutes", "of the processor"]
-    return _markdown(["SIDs", "seeds", *head], [line for _, line in sorted(lines, key=lambda pair: -pair[0])])
+    return markdown_table(["SIDs", "seeds", *head], [line for _, line in sorted(lines, key=lambda pair: -pair[0])])
 
 
 def grid_markdown(grid: GridConfig, rows: Sequence[Mapping[str, Any]], *, command: str) -> str:
