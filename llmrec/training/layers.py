@@ -175,7 +175,7 @@ class TrainedParts:
             elif self._rows_freeze and name in self._tables:
                 parameter.register_post_accumulate_grad_hook(self._drop_sid_gradients)
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise InputError(f"freeze: {', '.join(freeze)} leaves nothing to train; take one out")
+            raise InputError(f"freeze: {', '.join(freeze) or None} leaves nothing to train; take one out")
 
     def _keep_sid_gradients(self, table: Tensor) -> None:
         if table.grad is not None:
@@ -198,6 +198,8 @@ class TrainedParts:
         Raises:
             InputError: SID rows of whole tables that are cut over processes (FSDP, ZeRO-3).
         """
+        if not (self._half_frozen or any(self._rows_apart(name) for name in ("", *self._tables))):
+            return
         names = {parameter: name for name, parameter in model.named_parameters()}
         common = optimizer.param_groups[0]["lr"]
         groups: list[dict[str, Any]] = []

@@ -30,7 +30,10 @@ from llmrec.hub.adapter_rows import auto_class
 from llmrec.sids.table import SIDTable
 from llmrec.training.adapters import attach_adapter
 from llmrec.training.config import RecipeArguments, parse_mapping
+from llmrec.training.layers import TrainedParts
 from llmrec.training.rows import add_residual_dropout, grow_rows, init_sid_rows, is_tied
+from llmrec.training.stages import check_later_stages
+from llmrec.training.start import begin_with, check_start, go_on_with
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
@@ -72,6 +75,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     vocab: SIDVocab
     vocab_rows: int
+    parts: TrainedParts | None = None
 
 
 def prepare_model(
@@ -95,8 +99,9 @@ def prepare_model(
 
     Raises:
         InputError: a built model with an adapter method or with settings of a pretrained one, or the other way
-            round, a model that cannot be loaded, a tokenizer that holds SID tokens already, or an encoder-decoder that
-            cannot train (see `check_seq2seq`).
+            round, a model that cannot be loaded, a tokenizer that holds SID tokens already, an encoder-decoder that
+            cannot train (see `check_seq2seq`), parts to freeze that it has not, or weights to start from that do not
+            fit.
     """
     built = arguments.model in BUILT_MODELS
     if built and arguments.method != "full":
@@ -113,8 +118,18 @@ def prepare_model(
         raise InputError(
             f"model_config: it is for models that are built ({', '.join(BUILT_MODELS)}), not {arguments.model}"
         )
-    tokenizer = _build_tokenizer(arguments, catalog) if built else _load_tokenizer(arguments, trust_remote_code)
-    add_sid_tokens(tokenizer, table)
+    if arguments.start_from:
+        check_start(arguments, table)
+        # Its tokens are those of its weights, though a built model's tokenizer would be trained on other titles today
+        tokenizer = AutoTokenizer.from_pretrained(arguments.start_from)
+    else:
+        tokenizer = _build_tokenizer(arguments, catalog) if built else _load_tokenizer(arguments, trust_remote_code)
+        add_sid_tokens(tokenizer, table)
+    if arguments.prompt == "chat" and tokenizer.chat_template is None:
+        raise InputError(
+            f"prompt: chat, and the tokenizer of {arguments.model} has no chat template; use prompt: plain, or the "
+            "instruct model of the family"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = _build_model(arguments, tokenizer) if built else _load_model(arguments, trust_remote_code)
@@ -123,6 +138,12 @@ def prepare_model(
     vocab = SIDVocab(tokenizer, table, popularity=popularity)
     rows = grow_rows(model, tokenizer)
     init_sid_rows(model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed)
+    before = None
+    if arguments.start_from:
+        before = check_start(arguments, table, vocab_rows=rows)
+        model = begin_with(model, arguments.start_from, vocab, before=before, method=arguments.method)
+    if arguments.stages:
+        check_later_stages(arguments, model, vocab)
     prepared: PreTrainedModel | PeftModel = model
     if arguments.method != "full":
         try:
@@ -137,12 +158,21 @@ def prepare_model(
             )
         except (ValueError, NoMatchingPeftModuleError) as error:
             raise InputError(f"lora_*: PEFT refuses these settings ({error})") from error
+        if arguments.start_from and before == arguments.method != "new_rows":
+            go_on_with(prepared, arguments.start_from)
+    parts = TrainedParts(
+        prepared,
+        vocab.trainable_token_indices,
+        freeze=arguments.freeze or (),
+        sid_learning_rate=arguments.sid_learning_rate,
+        layer_decay=arguments.layer_learning_rate_decay,
+    )
     # After the adapter: PEFT wraps the embedding module, and a hook on what it wraps is never called.
     add_residual_dropout(prepared, arguments.residual_dropout)
     parameters = sum(parameter.numel() for parameter in prepared.parameters())
     trained = sum(parameter.numel() for parameter in prepared.parameters() if parameter.requires_grad)
     logger.info("%s: %d parameters, %d of them train (%s)", arguments.model, parameters, trained, arguments.method)
-    return Prepared(prepared, tokenizer, vocab, rows)
+    return Prepared(prepared, tokenizer, vocab, rows, parts)
 
 
 def _build_tokenizer(arguments: RecipeArguments, catalog: Catalog) -> PreTrainedTokenizerBase:

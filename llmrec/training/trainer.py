@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers.trainer_utils import EvalLoopOutput
 
+from llmrec.training.layers import TrainedParts
 from llmrec.training.steady import SteadyTrainer
 from llmrec.training.validation import Validation
 
@@ -90,6 +92,7 @@ class RecommenderTrainer(SteadyTrainer):
         save_sidecars: writes what belongs beside the weights (tokenizer, SID table, manifest) into a folder.
         task_names: by task number, for ``loss/<task>`` in the logs; None logs the loss alone.
         measures: further scores, each called with model and accelerator at each evaluation, returning metrics.
+        parts: what trains, and at which learning rate; None trains all at one.
         **kwargs: as the other trainer takes them.
     """
 
@@ -100,8 +103,10 @@ class RecommenderTrainer(SteadyTrainer):
         save_sidecars: Callable[[Path], None],
         task_names: Sequence[str] | None = None,
         measures: Sequence[Callable[..., Mapping[str, float]]] = (),
+        parts: TrainedParts | None = None,
         **kwargs: Any,
     ) -> None:
+        self._parts = parts
         super().__init__(*args, **kwargs)
         # The loss is divided by the labels of the whole step, accumulation included.
         self.model_accepts_loss_kwargs = True
@@ -112,6 +117,14 @@ class RecommenderTrainer(SteadyTrainer):
         self._num_tokens = 0.0
         self._since: float | None = None
         self._paused = 0.0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Return the other trainer's optimiser, its parameters divided by learning rate."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if new and self._parts is not None and self.model is not None:
+            self._parts.set_rates(optimizer, self.model)
+        return optimizer
 
     # Loss
 
