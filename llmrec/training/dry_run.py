@@ -347,7 +347,8 @@ def _filled(trainer: SteadyTrainer, rows: Dataset, order: Sequence[int], lengths
     for first in firsts:
         chosen = order[first : first + size]
         tokens += sum(lengths[row] for row in chosen)
-        places += trainer.data_collator([rows[row] for row in chosen])["input_ids"].numel()
+        batch = trainer.data_collator([rows[row] for row in chosen])
+        places += sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
     return tokens / places
 
 
