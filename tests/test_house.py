@@ -145,7 +145,7 @@ def test_no_drawer_for_everything():
 def test_recipe_configs_are_named_by_stage_model_and_method():
     for path in ROOT.glob("recipes/configs/**/*"):
         if path.is_file():
-            assert re.fullmatch(r"(sft|grpo|dpo|grid|sweep)_[a-z0-9.-]+_[a-z0-9_-]+\.yaml", path.name), path
+            assert re.fullmatch(r"(sft|grpo|dpo|grid|sweep|scaling)_[a-z0-9.-]+_[a-z0-9_-]+\.yaml", path.name), path
 
 
 def test_test_files_have_distinct_names():

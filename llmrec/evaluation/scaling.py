@@ -377,7 +377,8 @@ def fit_laws(
 
     Returns:
         ``pure`` and ``floored`` (None for two points): parameters, ``error`` and intervals; ``floor_is_known``:
-        whether the interval of the floor is no wider than a tenth of its middle, and apart from 0; ``points``: ``x``, mean loss and its interval.
+        whether the interval of the floor is no wider than a tenth of its middle, and apart from 0; ``points``: ``x``,
+        mean loss and its interval.
     """
     points, means = np.asarray(x, dtype=np.float64), losses.mean(1)
     rng = np.random.default_rng(seed)

@@ -30,6 +30,7 @@ class Validation:
         ks: cut-offs.
         num_beams: beams; at least the largest cut-off.
         seed: of the sample.
+        score: what log-probabilities are taken over: ``full``, ``sids`` or ``allowed``.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class Validation:
         ks: Sequence[int],
         num_beams: int,
         seed: int,
+        score: str = "full",
     ) -> None:
         if 0 < users < len(rows):
             rows = [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), users))]
         self.rows = list(rows)
         self.tokenizer, self.vocab, self.form = tokenizer, vocab, form
-        self.ks, self.num_beams = list(ks), num_beams
+        self.ks, self.num_beams, self.score = list(ks), num_beams, score
 
     def metrics(
         self, model: PreTrainedModel | PeftModel, accelerator: Accelerator, *, prefix: str = "eval"
@@ -61,6 +63,7 @@ class Validation:
             self.vocab,
             self.form,
             num_beams=self.num_beams,
+            score=self.score,
         )
         own: list[int] = []
         if share:
@@ -85,7 +88,7 @@ class Validation:
             "split": "valid",
             "protocol": protocol,
             "exclude_seen": False,
-            "score": "full",
+            "score": self.score,
             "num_beams": self.num_beams,
             "users": len(self.rows),
             "metrics": {name.removeprefix("eval_"): value for name, value in found.items()},
