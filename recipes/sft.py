@@ -25,14 +25,18 @@ from llmrec.tasks.inputs import TaskInputs
 from llmrec.tasks.mixture import held_out_rows, mix_tasks
 from llmrec.tasks.spec import parse_tasks
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.dry_run import dry_run, leave_no_trace
 from llmrec.training.examples import encode_examples, to_dataset, training_rows
 from llmrec.training.finish import describe_run, run_identity
+from llmrec.training.incremental import tell
 from llmrec.training.inputs import load_inputs
 from llmrec.training.language import language_guards
 from llmrec.training.model import prepare_model
+from llmrec.training.objectives.methods import objective_of
 from llmrec.training.parser import parse_recipe
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
 from llmrec.training.seq2seq import trainer_class
+from llmrec.training.stages import Stage, stages_of
 from llmrec.training.task_sampler import sampler_of
 from llmrec.training.task_validation import task_measures
 from llmrec.training.validation import Validation
@@ -40,11 +44,20 @@ from llmrec.training.walks import walks_for
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, keep the checkpoint that is best on validation, and write the bundle."""
+    """Train in one stage or in several; the last one's bundle is the run's."""
     check_launch()
     arguments, training = parse_recipe(argv, RecipeArguments, SFTRecipeConfig)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for stage in stages_of(arguments, training):
+        train_stage(stage)
+
+
+def train_stage(stage: Stage) -> None:
+    """Train, keep the checkpoint that is best on validation, and write the bundle."""
+    arguments, training = stage.arguments, stage.training
     set_seed(training.seed)
+    if arguments.dry_run:
+        training = leave_no_trace(training)
 
     inputs = load_inputs(arguments)
     dataset, splits, table, popularity, form = inputs.values()
@@ -52,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The output folder is checked before the work and touched after all else is known to be sound
     training.check(arguments, items=len(dataset.catalog))
     identity = run_identity(arguments, training, **inputs.described)
+    if stage.is_over(identity):
+        return
     overwrite = arguments.overwrite_output_dir
     checkpoint = check_run_folder(training.output_dir, identity, overwrite=overwrite, finished=CARD_FILE)
     state = PartialState()
@@ -59,60 +74,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model
     prepared = prepare_model(
-        arguments,
-        table,
-        dataset.catalog,
-        seed=training.seed,
-        popularity=popularity,
+        arguments, table, dataset.catalog, seed=training.seed, popularity=popularity,
         trust_remote_code=training.trust_remote_code,
-    )
+    )  # fmt: skip
     tokenizer, vocab = prepared.tokenizer, prepared.vocab
 
     # Examples
     encode = {"tokenizer": tokenizer, "form": form, "max_length": training.max_length}
+    known = {"catalog": dataset.catalog, "vocab": vocab, "seed": training.seed}
     walks = walks_for(arguments, splits, dataset.catalog, seed=training.seed, progress=state.is_main_process)
     train = training_rows(
-        splits,
-        tasks=arguments.tasks,
-        supervise=arguments.supervise,
-        catalog=dataset.catalog,
-        vocab=vocab,
-        seed=training.seed,
-        stride=arguments.history_stride,
-        temperature=arguments.task_temperature,
-        inputs=TaskInputs.of(dataset, splits),
+        splits, tasks=arguments.tasks, supervise=arguments.supervise, **known,
+        stride=arguments.history_stride, temperature=arguments.task_temperature,
+        inputs=TaskInputs.of(dataset, splits), walks=walks, increment=inputs.increment,
+        progress=state.is_main_process, **encode,
         without=held_out_rows(len(dataset.catalog), arguments.hold_out_items, training.seed),
-        walks=walks,
-        progress=state.is_main_process,
-        **encode,
-    )
+    )  # fmt: skip
     validation = Validation(
-        splits.rows("valid"),
-        users=arguments.eval_users,
-        tokenizer=tokenizer,
-        vocab=vocab,
-        form=form,
-        ks=arguments.eval_ks,
-        num_beams=arguments.eval_beams,
-        seed=training.seed,
-    )
-    held_out = mix_tasks(
-        {"next_item": 1.0}, catalog=dataset.catalog, vocab=vocab, histories=validation.rows, seed=training.seed
-    )
+        splits.rows("valid"), users=arguments.eval_users, tokenizer=tokenizer, vocab=vocab, form=form,
+        ks=arguments.eval_ks, num_beams=arguments.eval_beams, seed=training.seed, score=arguments.eval_score,
+    )  # fmt: skip
+    held_out = mix_tasks({"next_item": 1.0}, histories=validation.rows, **known)
 
     # Trainer; it would push whatever lies in its folder: the bundle is pushed when it is whole
     info = describe_run(arguments, training, prepared=prepared, **inputs.described)
     guards = language_guards(arguments, training, prepared.model, tokenizer=tokenizer, form=form, info=info)
     push, training.push_to_hub = training.push_to_hub, False
     sidecars = partial(
-        save_sidecars,
-        tokenizer=tokenizer,
-        table=table,
-        info=info,
-        titles=dataset.catalog.titles,
-        popularity=popularity,
-        sids=arguments.sids,
-    )
+        save_sidecars, tokenizer=tokenizer, table=table, info=info, titles=dataset.catalog.titles,
+        popularity=popularity, sids=arguments.sids,
+    )  # fmt: skip
     trainer = trainer_class(prepared.model)(
         model=prepared.model,
         args=training,
@@ -121,12 +112,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=tokenizer,
         validation=validation,
         save_sidecars=sidecars,
+        manifest=info,
+        find_batch_size=arguments.find_batch_size,
         vocab=vocab,
+        objective=objective_of(arguments, vocab, tokenizer, device=training.device),
+        parts=prepared.parts,
         task_names=[*arguments.tasks, *(["walks"] if walks else [])],
         sampler=sampler_of(parse_tasks(arguments.tasks), train["task"], training, processes=state.num_processes),
         measures=[*task_measures(arguments, inputs, tokenizer=tokenizer, vocab=vocab, seed=training.seed), *guards],
         callbacks=guards,
     )
+    if arguments.dry_run:
+        report = dry_run(trainer, task_names=trainer.task_names, path=arguments.dry_run_json)
+        return print(report.table()) if state.is_main_process else None
     if state.is_main_process:
         claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)
     state.wait_for_everyone()
@@ -138,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         found = validation.row(model, trainer.accelerator, dataset=dataset.name, protocol=splits.protocol)
         info["metrics"] = [found]
+        if inputs.increment and state.is_main_process:
+            info["increment"] = tell(inputs.increment, arguments, model, validation, training.output_dir)
     if state.is_main_process:
         sidecars(training.output_dir)
         save_card(training.output_dir)
