@@ -3,6 +3,7 @@
     python data_prep/amazon.py --reviews reviews_Beauty.json.gz --meta meta_Beauty.json.gz --out data/beauty-2014
     python data_prep/amazon.py --reviews All_Beauty.jsonl.gz --meta meta_All_Beauty.jsonl.gz --out data/beauty-2023
 
+``--review_texts`` keeps what users wrote, as column ``review`` of the interactions, for the tasks that read it.
 The release is told from the keys of the first review. Users and items keep at least five interactions (``--k_core``);
 a review that stands twice (user, item and time) counts once; milliseconds (2023) become seconds.
 """
@@ -38,11 +39,12 @@ class Release(NamedTuple):
     rating: str
     time: str
     time_unit: str
+    text: str
 
 
 RELEASES = (
-    Release("2014 or 2018", "reviewerID", "asin", "overall", "unixReviewTime", "s"),
-    Release("2023", "user_id", "parent_asin", "rating", "timestamp", "ms"),
+    Release("2014 or 2018", "reviewerID", "asin", "overall", "unixReviewTime", "s", "reviewText"),
+    Release("2023", "user_id", "parent_asin", "rating", "timestamp", "ms", "text"),
 )
 
 
@@ -60,13 +62,15 @@ def find_release(reviews: Path) -> Release:
     raise InputError(f"{reviews}: the first review has the keys {', '.join(first)}; expected {wanted}")
 
 
-def read_rows(reviews: Path, release: Release) -> Iterator[Row]:
-    """Yield the interactions of a file of reviews."""
+def read_rows(reviews: Path, release: Release, *, texts: bool = False) -> Iterator[Row]:
+    """Yield the interactions of a file of reviews, with what users wrote where ``texts`` asks for it."""
     for line, review in read_json_lines(reviews, "reviews"):
         # A review without its time is an error further on; None would mean that the source has no times.
         timestamp = review.get(release.time, "")
         timestamp = "" if timestamp is None else timestamp
-        yield Row(line, review.get(release.user), review.get(release.item), timestamp, review.get(release.rating))
+        written = str(review.get(release.text) or "") if texts else None
+        user, item, rating = review.get(release.user), review.get(release.item), review.get(release.rating)
+        yield Row(line, user, item, timestamp, rating, review=written)
 
 
 def read_records(meta: Path, release: Release) -> Iterator[Record]:
@@ -86,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reviews", type=Path, required=True, help="reviews, .json, .jsonl or either with .gz")
     parser.add_argument("--meta", type=Path, required=True, help="metadata of the same release")
+    parser.add_argument("--review_texts", action="store_true", help="keep the texts of the reviews")
     add_import_arguments(parser, ratings=True, k=5)
     args = parser.parse_args(argv)
     rules = read_rules(args)
@@ -95,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     release = find_release(args.reviews)
     next(read_records(args.meta, release))
     collected = collect(
-        read_rows(args.reviews, release), path=args.reviews, rules=rules, repairs=repairs, time_unit=release.time_unit
+        read_rows(args.reviews, release, texts=args.review_texts),
+        path=args.reviews,
+        rules=rules,
+        repairs=repairs,
+        time_unit=release.time_unit,
     )
     imported = build(
         drop_same_events(collected, repairs),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from llmrec.data.import_rules import ImportRules, Repairs
 from llmrec.errors import InputError
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     timestamp: Any = None
     rating: Any = None
     event: Any = None
+    review: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Collected:
         timestamps: ``(interactions,)`` int64 seconds; zeros where the source has no times.
         ratings: ``(interactions,)`` float32, or None.
         lines: ``(interactions,)`` int64 lines of the source.
+        reviews: ``(interactions,)`` texts, empty where there is none; None where no row states one.
         read: rows read.
         dropped: rows that a filter left out, by filter.
     """
@@ -54,6 +57,7 @@ class Collected:
     timestamps: np.ndarray = field(repr=False)
     ratings: np.ndarray | None = field(repr=False)
     lines: np.ndarray = field(repr=False)
+    reviews: pa.Array | None = field(repr=False, default=None)
     read: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
 
@@ -74,6 +78,7 @@ class Collected:
             self.timestamps[mask],
             None if self.ratings is None else self.ratings[mask],
             self.lines[mask],
+            None if self.reviews is None else self.reviews.filter(pa.array(mask)),
             self.read,
             dropped,
         )
@@ -127,6 +132,7 @@ def collect(
     """
     users, items, times, lines = array("q"), array("q"), array("q"), array("q")
     ratings = array("f")
+    reviews: list[str] = []
     user_numbers: dict[str, int] = {}
     item_numbers: dict[str, int] = {}
     dropped: Counter[str] = Counter()
@@ -177,6 +183,10 @@ def collect(
         times.append(seconds)
         lines.append(row.line)
         ratings.append(math.nan if rating is None else rating)
+        if row.review is not None:
+            # Most sources state none, and pay for none.
+            reviews.extend("" for _ in range(len(lines) - 1 - len(reviews)))
+            reviews.append(" ".join(row.review.split()))
     if not read:
         raise InputError(f"{path}: no interactions in it; expected one a row")
     if not users:
@@ -195,6 +205,7 @@ def collect(
         np.frombuffer(times, dtype=np.int64),
         None if np.isnan(values).all() else values,
         np.frombuffer(lines, dtype=np.int64),
+        pa.array([*reviews, *[""] * (len(lines) - len(reviews))], pa.string()) if reviews else None,
         read,
         dict(dropped),
     )

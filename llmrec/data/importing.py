@@ -1,7 +1,7 @@
 """Build a catalogue and interactions out of collected rows and an item table, mending and counting what is dirty."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,13 +181,7 @@ def build(
         item_ids = sort_ids(rest) if whole_catalogue else (*seen, *rest)
         row_of = {item_id: row for row, item_id in enumerate(item_ids)}
         rows = np.array([row_of[item_id] for item_id in seen], dtype=np.int64)
-        interactions = Interactions(
-            interactions.user_ids,
-            users=interactions.users,
-            items=rows[interactions.items],
-            timestamps=interactions.timestamps,
-            ratings=interactions.ratings,
-        )
+        interactions = replace(interactions, items=rows[interactions.items])
     catalog = build_catalog(item_ids, texts, repairs=repairs, path=items_path or collected.path)
     return Imported(catalog, interactions, import_notes(rules, collected, repairs), dict(repairs.examples))
 
@@ -213,16 +207,11 @@ def _interactions(
         items=items,
         timestamps=timestamps,
         ratings=collected.ratings,
+        texts={} if collected.reviews is None else {"review": collected.reviews},
     )
     if not has_times:
         starts = interactions.user_starts()[interactions.users]
-        interactions = Interactions(
-            interactions.user_ids,
-            users=interactions.users,
-            items=interactions.items,
-            timestamps=np.arange(len(interactions)) - starts,
-            ratings=interactions.ratings,
-        )
+        interactions = replace(interactions, timestamps=np.arange(len(interactions)) - starts)
     return interactions, tuple(collected.item_ids[item] for item in item_names.tolist())
 
 

@@ -181,3 +181,22 @@ def test_a_download_that_broke_off(importer, tmp_path):
         InputError, match=r"reviews_Beauty\.json\.gz: damaged or cut off .* download the reviews again"
     ):
         importer("amazon")(*flags)
+
+
+@pytest.mark.parametrize(("release", "key"), [("2014", "reviewText"), ("2023", "text")])
+def test_review_texts_are_kept_when_asked_for(importer, tmp_path, release, key):
+    flags = write_release(tmp_path / "source", release)
+    said = [f'"{item}",  {user}\n— 日本' for user, item, _, _ in TAKEN]
+    reviews = [{**review, key: text} for review, text in zip(reviews_of(release), said, strict=True)]
+    reviews[0][key] = None
+    write(flags[1], [json.dumps(review) for review in reviews])
+    dataset = importer("amazon")(*flags, "--k_core", 2, "--review_texts")
+    # Users b a c each, by time; the first review of the file is that of u and a.
+    assert dataset.interactions.texts["review"].to_pylist() == [
+        '"b", u — 日本', "", '"c", u — 日本', '"b", v — 日本', '"a", v — 日本', '"c", v — 日本'
+    ]  # fmt: skip
+
+
+def test_review_texts_stay_out_otherwise(importer, tmp_path):
+    dataset = importer("amazon")(*write_release(tmp_path / "source", "2018"), "--k_core", 2)
+    assert dataset.interactions.texts == {}
