@@ -168,10 +168,11 @@ class ScalingConfig:
 
 
 def flags_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as flags of ``recipes/sft.py``; mappings and lists as JSON."""
+    """Return settings as flags of ``recipes/sft.py``: mappings as JSON, a list as several words."""
     said = []
     for key, value in settings.items():
-        said += [f"--{key}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+        words = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        said += [f"--{key}", *map(str, words)]
     return said
 
 

@@ -49,6 +49,7 @@ def test_runs_are_all_sizes_and_all_shares_and_none_twice(tmp_path: Path):
         ("small", 1.0, 1, ("parameters",)), ("large", 1.0, 1, ("parameters", "data")), ("large", 0.5, 1, ("data",)),
     ]  # fmt: skip
     assert runs[2].settings == {"max_steps": 4, "model_config": {"num_hidden_layers": 4}}
+    assert flags_of({"eval_ks": [5, 10]}) == ["--eval_ks", "5", "10"]
     assert flags_of(runs[2].settings) == ["--max_steps", "4", "--model_config", '{"num_hidden_layers": 4}']
 
 
