@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_stage(stage: Stage) -> None:
     """Train, keep the checkpoint that is best on validation, and write the bundle."""
-    arguments, training = stage.arguments, stage.training
+    arguments, training = stage.settings()
     set_seed(training.seed)
     if arguments.dry_run:
         training = leave_no_trace(training)

@@ -56,6 +56,10 @@ class Stage:
     arguments: RecipeArguments
     training: SFTRecipeConfig
 
+    def settings(self) -> tuple[Any, Any]:
+        """Return both, as `parse_recipe` would; their optional fields are filled by now."""
+        return self.arguments, self.training
+
     @property
     def name(self) -> str:
         """What the log calls it."""
