@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reference.peer_training import padded, random_batches, sorted_batches, target_rows
 
-from llmrec.artifacts import made_by, write_json
+from llmrec.artifacts import made_by, read_json, write_json
 from llmrec.errors import InputError, run_command
 from llmrec.tasks.prompt import start_token_id
 from llmrec.training.collator import LabelledCollator
@@ -67,9 +67,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="small-qwen3", help="of figure 1, built from its config")
     parser.add_argument("--max_history", type=int, default=20)
     parser.add_argument("--users", type=int, default=64, help="rows of a packed batch, figure 1")
-    parser.add_argument("--turns", type=int, default=7, help="times that each side is measured, figure 1")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=7,
+        help="times that each side is measured, figure 1; 0: not, and what the file holds stays",
+    )
     parser.add_argument("--turn_seconds", type=float, default=4.0, help="least length of a turn")
-    parser.add_argument("--curve_users", type=int, default=2000, help="users that the loss curves train on; 0: none")
+    parser.add_argument(
+        "--curve_users",
+        type=int,
+        default=2000,
+        help="users that the loss curves train on; 0: none, and what the file holds stays",
+    )
     parser.add_argument("--curve_epochs", type=int, default=3)
     parser.add_argument("--curve_seeds", type=int, default=2)
     parser.add_argument("--held_out", type=int, default=1000, help="validation rows of the curves")
@@ -90,12 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     found = {1: figure_1, 5: figure_5}[args.figure](args)
-    for row in found["rows"]:
-        print("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
     said = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    written = {"figure": args.figure, **found, "settings": said, "made_by": made_by(), "threads": args.threads}
+    for part in found.values():
+        part |= {"settings": said, "made_by": made_by(), "threads": args.threads}
+        for row in part.get("rows", ()):
+            print("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
     if args.out:
-        write_json(args.out, written)
+        before = read_json(args.out, "figure") if args.out.is_file() else {}
+        write_json(args.out, {**before, "figure": args.figure, **found})
 
 
 # Figure 1
@@ -138,28 +150,33 @@ def figure_1(args: argparse.Namespace) -> Row:
             sides[f"row a target, {name}, batches of {size}"] = _endless(
                 lambda seed, batches=batches, size=size: (padded(batch, pad) for batch in batches(theirs, size, seed))
             )
-    rows = take_turns(made.model, sides, args, levels=inputs.table.levels)
-    best = rows[0]["targets_per_second"]
-    for row in rows[1:]:
-        row["ratio"] = best / row["targets_per_second"]
-    ratios = {
-        name: min(row["ratio"] for row in rows[1:] if f", {name}" in row["side"] and "row a" in row["side"])
-        for name in ("random", "sorted by length")
-    }
-    print(f"all positions packed over the faster of two batch sizes: {ratios}")
-    curves = {}
+    found: Row = {}
+    if args.turns:
+        rows = take_turns(made.model, sides, args, levels=inputs.table.levels)
+        for row in rows[1:]:
+            row["ratio"] = rows[0]["targets_per_second"] / row["targets_per_second"]
+        ratios = {
+            name: min(row["ratio"] for row in rows[1:] if row["side"].startswith(f"row a target, {name}"))
+            for name in ("random", "sorted by length")
+        }
+        print(f"all positions packed, over the faster of two batch sizes: {ratios}")
+        found["speed"] = {
+            "ratios": ratios,
+            "rows": rows,
+            "targets": len(theirs),
+            "rows_of_all_positions": len(ours),
+            "tokens_a_target": {
+                "all positions": _tokens(ours) / len(theirs),
+                "row a target": sum(len(ids) for ids, _ in theirs) / len(theirs),
+            },
+            "parameters": sum(value.numel() for value in made.model.parameters()),
+        }
     if args.curve_users:
         few = sequences[:: max(1, len(sequences) // args.curve_users)][: args.curve_users]
         held = _held_out(inputs.splits.rows("valid"), args.held_out, made.vocab.token_ids, start, args.max_history)
-        curves = loss_curves(build, whole_rows(few), peer_rows(few), held, args, pad=pad)
-    return {
-        "ratios": ratios,
-        "targets": {"users": len(ours), "targets": len(theirs), "tokens_a_target_packed": _tokens(ours) / len(theirs),
-                    "tokens_a_target_in_its_own_row": sum(len(ids) for ids, _ in theirs) / len(theirs)},
-        "parameters": sum(value.numel() for value in made.model.parameters()),
-        "rows": rows,
-        "curves": curves,
-    }  # fmt: skip
+        found["curves"] = loss_curves(build, whole_rows(few), peer_rows(few), held, args, pad=pad)
+        print(f"held-out loss, all positions less row a target: {found['curves']['difference_of_means']}")
+    return found
 
 
 def take_turns(
@@ -337,8 +354,8 @@ def figure_5(args: argparse.Namespace) -> Row:
         "peak_bytes": torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else None,
     }
     device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else args.device
-    return {"rows": [row], "device": device, "torch": torch.__version__,
-            "parameters": sum(value.numel() for value in model.parameters())}  # fmt: skip
+    return {"gpu": {"rows": [row], "device": device, "torch": torch.__version__,
+            "parameters": sum(value.numel() for value in model.parameters())}}  # fmt: skip
 
 
 def _random_rows(rng: np.random.Generator, args: argparse.Namespace, vocab: int) -> list[Row]:
