@@ -143,8 +143,8 @@ class DryRun:
         return "\n".join(lines)
 
 
-def leave_no_trace(training: SFTRecipeConfig) -> SFTRecipeConfig:
-    """Return a run's settings for its dry run: a folder of its own, and nobody is told.
+def leave_no_trace(training: SFTRecipeConfig) -> Any:
+    """Return a run's settings, as `Stage.settings` types them, for its dry run: a folder of its own, and nobody is told.
 
     Args:
         training: as the run has them; left as they are.
