@@ -100,7 +100,8 @@ def test_the_recipe_leaves_the_output_folder_alone(
         "--text_vocab_size", "320", "--max_steps", "50", "--per_device_train_batch_size", "8", "--use_cpu", "true",
         "--gradient_checkpointing", "false", "--eval_strategy", "steps", "--eval_steps", "10", "--save_steps", "10",
         "--load_best_model_at_end", "true", "--metric_for_best_model", "ndcg@10", "--disable_tqdm", "true",
-        "--tasks", '{"next_item": 1.0, "title_to_sid": 1.0}', "--dry_run", "true",
+        "--tasks", '{"next_item": 1.0, "title_to_sid": 1.0}', "--find_batch_size", "true",
+        "--dry_run", "true",
     ]  # fmt: skip
     main([*argv, "--dry_run_json", str(tmp_path / "cost.json")])
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]

@@ -1,5 +1,9 @@
 """Out of memory: rows halved, accumulation doubled, the same losses; and a clear line where that cannot help."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +132,54 @@ def test_the_rehearsal_leaves_no_trace(make_model: Callable[..., PreTrainedModel
     rehearsed.train()
     assert losses_of(rehearsed) == losses_of(plain)
     assert rehearsed.halvings == []
+
+
+TWO = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+from steady_kit import KitTrainer, kit_trainer, losses_of
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+class SmallerThere(KitTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > {most} and self.args.process_index == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+torch.manual_seed(0)
+model = Qwen3ForCausalLM(Qwen3Config(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, head_dim=16, intermediate_size=64, tie_word_embeddings=True))
+trainer = kit_trainer(model, Path({out!r}), kind=SmallerThere, find_batch_size=True,
+    per_device_train_batch_size={rows}, gradient_accumulation_steps={accumulation})
+trainer.train()
+found = [losses_of(trainer), trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps]
+(Path({out!r}) / f"{{trainer.args.process_index}}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_the_smallest_can_hold(tmp_path: Path) -> None:
+    """Process 1 alone holds no more than 2 rows; both go on with 2, and lose nothing by it."""
+
+    def run(name: str, **settings: int) -> list[Any]:
+        out = tmp_path / name
+        out.mkdir()
+        script = tmp_path / f"{name}.py"
+        script.write_text(TWO.format(tests=str(Path(__file__).parents[1]), out=str(out), **settings))
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            str(script),
+        ]
+        subprocess.run(launcher, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+    found, expected = run("found", most=2, rows=8, accumulation=1), run("small", most=9, rows=2, accumulation=4)
+    assert found[0][1:] == found[1][1:] == expected[0][1:] == [2, 4]
+    assert found[0][0] == pytest.approx(expected[0][0], abs=1e-5)
