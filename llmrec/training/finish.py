@@ -102,6 +102,7 @@ def describe_run(
         "prompt": form.to_dict(),
         "base_model": arguments.model,
         "base_revision": arguments.model_revision,
+        "architecture": "seq2seq" if prepared.model.config.is_encoder_decoder else "causal",  # type: ignore[union-attr]
         "method": arguments.method,
         "dtype": arguments.dtype,
         "quantization": dict(QUANTIZATION) if arguments.method == "qlora" else None,
