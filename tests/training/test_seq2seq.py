@@ -289,6 +289,8 @@ def test_an_adapter_through_the_recipe(
     delta = next(value for name, value in adapter.items() if "trainable_tokens_delta" in name)
     assert delta.shape[0] == len(vocab.trainable_token_indices)
     bundle = load_bundle(out)
+    assert bundle.info["architecture"] == "seq2seq"
+    assert "AutoModelForSeq2SeqLM" in (out / "README.md").read_text()
     found = evaluate(
         LLMRecommender.from_pretrained(out, num_beams=10),
         dataset.split("leave_one_out", max_history=20).valid, items=30, ks=[5, 10], progress=False,
