@@ -144,7 +144,7 @@ class DryRun:
 
 
 def leave_no_trace(training: SFTRecipeConfig) -> Any:
-    """Return a run's settings, typed as `Stage.settings` has them, for its dry run: another folder, and nobody is told.
+    """Return a run's settings, typed as those of `Stage.settings`, for its dry run: another folder, nobody is told.
 
     Args:
         training: as the run has them; left as they are.
