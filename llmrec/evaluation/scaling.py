@@ -231,7 +231,7 @@ def measure_run(
 
     Returns:
         The row: names and settings, ``parameters`` outside the tables, ``targets`` that trained, mean ``loss`` in nats
-        a SID, ``best_step`` of ``steps``, and the ``metrics`` of the bundle; and ``(rows,)`` losses.
+        a SID, ``best_step`` of ``steps`` as the settings say, and the ``metrics`` of the bundle; and ``(rows,)`` losses.
 
     Raises:
         InputError: a bundle without a folder, or as `sid_losses` says.
@@ -253,7 +253,7 @@ def measure_run(
         "targets": sum(len(sequence) - 1 for sequence in sequences),
         "loss": float(losses.mean()),
         "best_step": making.best_step,
-        "steps": max((int(entry["step"]) for entry in making.history), default=None),
+        "steps": making.settings.get("max_steps"),
         "metrics": bundle.info["metrics"],
     }
     return row, losses
