@@ -231,7 +231,7 @@ def measure_run(
 
     Returns:
         The row: names and settings, ``parameters`` outside the tables, ``targets`` that trained, mean ``loss`` in nats
-        a SID, ``best_step`` of ``steps`` as the settings say, and the ``metrics`` of the bundle; and ``(rows,)`` losses.
+        a SID, ``best_step``, ``steps`` as the settings say, and the ``metrics`` of the bundle; and ``(rows,)`` losses.
 
     Raises:
         InputError: a bundle without a folder, or as `sid_losses` says.
