@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.data.splits import Splits
+from llmrec.data.splits import History, Splits
 from llmrec.errors import InputError
 from llmrec.tasks.example import Example
 from llmrec.tasks.next_item import next_item
@@ -86,6 +86,50 @@ def test_windows_supervise_each_target_once(tokenizer, vocab, length: int, max_h
         assert seen_by_first_target == (1 if number == 0 else max(max_history // 2, 1))
 
 
+@given(length=st.integers(0, 40), max_history=st.integers(1, 12), data=st.data())
+def test_windows_of_a_stated_stride(tokenizer, vocab, length: int, max_history: int, data) -> None:
+    stride = data.draw(st.integers(1, max_history))
+    sequence = [item % 30 for item in range(length)]
+    rows = list(encode_sequences([sequence], tokenizer=tokenizer, vocab=vocab, max_history=max_history, stride=stride))
+    learned = [token for row in rows for token in row["labels"] if token != IGNORED]
+    assert learned == [token for item in sequence[1:] for token in vocab.token_ids(item)]
+    for row in rows[1:]:
+        seen_by_first_target = (sum(label == IGNORED for label in row["labels"]) - 1) // 3
+        assert seen_by_first_target == max_history + 1 - stride
+        assert sum(label != IGNORED for label in row["labels"]) <= 3 * stride
+
+
+def test_a_stride_of_one_is_the_row_a_target_form(tokenizer, vocab) -> None:
+    """Behind the first window each further target has a row of its own, with its whole history of two items."""
+    rows = list(encode_sequences([[4, 5, 6, 7, 8]], tokenizer=tokenizer, vocab=vocab, max_history=2, stride=1))
+    start, sid = start_token_id(tokenizer), vocab.token_ids
+    assert [row["input_ids"] for row in rows] == [
+        [start, *sid(4), *sid(5), *sid(6)], [start, *sid(5), *sid(6), *sid(7)], [start, *sid(6), *sid(7), *sid(8)],
+    ]  # fmt: skip
+    assert rows[1]["labels"] == [IGNORED] * 7 + sid(7)
+    with pytest.raises(InputError, match=r"history_stride: 3; from 1 .* to max_history \(2\)"):
+        next(encode_sequences([[4, 5]], tokenizer=tokenizer, vocab=vocab, max_history=2, stride=3))
+
+
+def test_too_long_an_example_loses_its_oldest_items(tokenizer, vocab, catalog, caplog) -> None:
+    """A start token, three tokens an item and three of the target: 13 tokens hold three items of history."""
+    histories = [History(0, (1, 2, 3, 4, 5), 6), History(1, (7, 8), 9), History(2, (1, 2, 3, 4), 9)]
+    examples = next_item(catalog, vocab, histories, None)  # type: ignore[arg-type]
+    rows = list(encode_examples(examples, tokenizer=tokenizer, form=PLAIN, max_length=13))
+    start, sid = start_token_id(tokenizer), vocab.token_ids
+    assert [row["input_ids"] for row in rows] == [
+        [start, *sid(3), *sid(4), *sid(5), *sid(6)], [start, *sid(7), *sid(8), *sid(9)],
+        [start, *sid(2), *sid(3), *sid(4), *sid(9)],
+    ]  # fmt: skip
+    assert "task next_item: 2 examples lost the oldest items of a history to max_length 13" in caplog.text
+    with pytest.raises(
+        InputError, match="an example has 19 tokens, max_length is 6, and no shorter history would help"
+    ):
+        next(
+            encode_examples(next_item(catalog, vocab, histories, None), tokenizer=tokenizer, form=PLAIN, max_length=6)
+        )  # type: ignore[arg-type]
+
+
 def test_mixture_in_training_rows(tokenizer, vocab, catalog, dataset) -> None:
     splits = dataset.split("leave_one_out", max_history=20)
 
@@ -100,6 +144,7 @@ def test_mixture_in_training_rows(tokenizer, vocab, catalog, dataset) -> None:
     assert len(rows({"next_item": 1.0}, "row")) == 500
     assert len(rows({"next_item": 1.0, "sid_to_title": 0.5, "title_to_sid": 2.0}, "history")) == 100 + 15 + 60
     assert len(rows({"next_item": 0.5}, "history")) == 50
+    assert rows({"sid_to_title": 1.0, "next_item": 1.0}, "history")["task"] == [0] * 30 + [1] * 100, "in order"
     assert rows({"sid_to_title": 0.5}, "row")[:] == rows({"sid_to_title": 0.5}, "row")[:], "seeded"
 
 
