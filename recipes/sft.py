@@ -36,7 +36,7 @@ from llmrec.training.objectives.methods import objective_of
 from llmrec.training.parser import parse_recipe
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
 from llmrec.training.seq2seq import trainer_class
-from llmrec.training.stages import Stage, stages_of
+from llmrec.training.stages import Stage, run_stages, stages_of
 from llmrec.training.task_sampler import sampler_of
 from llmrec.training.task_validation import task_measures
 from llmrec.training.validation import Validation
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_launch()
     arguments, training = parse_recipe(argv, RecipeArguments, SFTRecipeConfig)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for stage in stages_of(arguments, training):
-        train_stage(stage)
+    run_stages(stages_of(arguments, training), train_stage)
 
 
 def train_stage(stage: Stage) -> None:

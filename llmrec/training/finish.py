@@ -57,7 +57,8 @@ def run_identity(
         "dataset": dataset.name,
         "files": dict(dataset.manifest.get("files", {})),
         "sid_hash": table.hash,
-        **_settings(arguments),
+        # Each stage has a folder and its own settings: what a later one does is no matter to it.
+        **{name: value for name, value in _settings(arguments).items() if name != "stages"},
         "protocol": protocol,
         "domain": form.domain,
         **optimisation,

@@ -2,12 +2,13 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel
 
 from llmrec.artifacts import read_json
@@ -79,7 +80,7 @@ class Stage:
         before = read_json(folder / RUN_FILE, "run description")
         if any(before.get(key) != value for key, value in run.items()):
             return False
-        logger.info("%s: is in %s", self.name, folder)
+        logger.info("%s: was finished before", self.name)
         return True
 
 
@@ -135,6 +136,20 @@ def stages_of(arguments: RecipeArguments, training: SFTRecipeConfig) -> list[Sta
             raise InputError(f"stages: stage {number}: {cannot_follow(before, stage.arguments.method)}")
         stages.append(stage)
     return stages
+
+
+def run_stages(stages: Sequence[Stage], train: Callable[[Stage], None]) -> None:
+    """Run stages one after another, each with the memory to itself.
+
+    Args:
+        stages: as `stages_of` returns them.
+        train: trains one, or returns at once where it is over.
+    """
+    for stage in stages:
+        if stage.count > 1:
+            logger.info("%s: in %s", stage.name, stage.training.output_dir)
+        train(stage)
+        clear_device_cache(garbage_collection=True)
 
 
 def cannot_follow(before: str, method: str) -> str:

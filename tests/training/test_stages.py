@@ -155,8 +155,9 @@ def test_a_run_with_stages_finds_its_checkpoints_itself() -> None:
         stages_of(recipe(stages=ROWS_THEN_LORA), optimised(resume_from_checkpoint="runs/x/checkpoint-3"))
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rows_then_lora_and_a_kill_in_each(run, pretrained, vocab, tied: bool, caplog) -> None:
+    caplog.set_level("INFO")
     model = pretrained(tied=tied)
     out = run(model, stages=ROWS_THEN_LORA)
     first = out.with_name("run-stage-1")
@@ -174,7 +175,8 @@ def test_rows_then_lora_and_a_kill_in_each(run, pretrained, vocab, tied: bool, c
 
     kill(out, after=2)
     run(model, stages=ROWS_THEN_LORA)
-    assert "stage 1 of 2 (new_rows): is in" in caplog.text
+    assert "stage 1 of 2 (new_rows): was finished before" in caplog.text
+    assert f"stage 2 of 2 (lora): in {out}" in caplog.text
     assert losses(out / "checkpoint-4") == whole
     for name, value in weights(out).items():
         assert torch.equal(value, ended[name]), name
@@ -185,14 +187,24 @@ def test_rows_then_lora_and_a_kill_in_each(run, pretrained, vocab, tied: bool, c
     assert losses(out / "checkpoint-4") == whole
     with pytest.raises(InputError, match="holds this very run, finished"):
         run(model, stages=ROWS_THEN_LORA)
+    with pytest.raises(InputError, match=r"run: holds another run \(learning_rate is 0.01 there, 0.02 here\)"):
+        run(model, stages=[ROWS_THEN_LORA[0], {"method": "lora", "learning_rate": 0.02}])
     with pytest.raises(InputError, match=r"run-stage-1: holds another run \(learning_rate is 0.05 there, 0.01 here\)"):
         run(model, stages=[{"method": "new_rows", "max_steps": 2}, {"method": "lora"}])
 
 
-@pytest.mark.parametrize("methods", [("new_rows", "full"), ("lora", "full"), ("lora", "lora"), ("new_rows", "qlora")])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ("new_rows", "full"),
+        pytest.param(("lora", "full"), marks=pytest.mark.slow),
+        ("lora", "lora"),
+        pytest.param(("new_rows", "qlora"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_stage_begins_where_the_last_one_ended(run, pretrained, methods: tuple[str, str]) -> None:
     """A second stage with a learning rate of zero gives the answers of the first."""
-    stages = [{"method": methods[0]}, {"method": methods[1], "learning_rate": 0.0, "max_steps": 1}]
+    stages = [{"method": methods[0], "max_steps": 2}, {"method": methods[1], "learning_rate": 0.0, "max_steps": 1}]
     out = run(pretrained(), stages=stages)
     found, expected = logits(out), logits(out.with_name("run-stage-1"))
     if methods[1] == "qlora":  # its base is quantised to 4 bits: rows are compared, not answers
