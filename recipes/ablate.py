@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     scripts, lock = Scripts({"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}), threading.Lock()
-    limit = None if args.limit_minutes is None else 60 * args.limit_minutes
+    begun = time.monotonic()
 
     def work(run: Run, split: str) -> None:
         train_run(run, scripts=scripts, recipes=RECIPES)
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def each(split: str) -> Outcome[Run]:
         todo = [run for run in runs if not run.is_done(split)]
-        return run_tasks(todo, lambda run: work(run, split), jobs=args.jobs, max_seconds=limit, stop=scripts.stop)
+        left = None if args.limit_minutes is None else begun + 60 * args.limit_minutes - time.monotonic()
+        return run_tasks(todo, lambda run: work(run, split), jobs=args.jobs, max_seconds=left, stop=scripts.stop)
 
     outcome = each("valid")
     if args.test and not outcome.left and not outcome.failed:

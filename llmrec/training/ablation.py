@@ -160,19 +160,22 @@ class AblationConfig:
         for name in only or ():
             if name not in known:
                 raise InputError(f"--only {name!r}: no variant of that name; there are {', '.join(map(repr, known))}")
-        base, found = {**read_yaml(self.config, "YAML of a recipe"), **self.settings}, []
+        base, found = self.config_of(self.variants[0], seed=0), []
         files, tables = dict(load_dataset(base["dataset"]).manifest.get("files", {})), {}
         for seed in seeds or self.seeds:
             for variant in self.variants:
                 if only and variant.name not in only:
                     continue
-                config = {**base, **variant.settings, "seed": seed}
-                config.pop("output_dir", None)
+                config = self.config_of(variant, seed=seed)
                 if config["sids"] not in tables:
                     tables[config["sids"]] = SIDTable.load(config["sids"]).hash
-                data = {"files": files, "sid_hash": tables[config["sids"]]}
-                found.append(Run(variant, seed, config, data, self))
+                found.append(Run(variant, seed, config, {"files": files, "sid_hash": tables[config["sids"]]}, self))
         return found
+
+    def config_of(self, variant: Variant, *, seed: int) -> dict[str, Any]:
+        """Return the whole YAML of a variant, all but its folder."""
+        config = {**read_yaml(self.config, "YAML of a recipe"), **self.settings, **variant.settings, "seed": seed}
+        return {key: value for key, value in config.items() if key != "output_dir"}
 
 
 @dataclass(frozen=True)
@@ -242,13 +245,12 @@ def train_run(run: Run, *, scripts: Scripts, recipes: Path) -> None:
     Raises:
         InputError: the recipe failed, with the end of its log.
     """
-    model, cost = run.folder / "model", run.folder / "cost.json"
-    if cost.is_file() and (model / CARD_FILE).is_file():
+    if (run.folder / "model" / CARD_FILE).is_file():
         return
-    spent = read_json(cost, "cost of a run") if cost.is_file() else None
     train = ["--config", str(run.write_config(run.folder))]
+    write_json(run.folder / "made_by.json", made_by())
     took = scripts.run(recipes / SWEPT_RECIPES[run.table.recipe].script, train, log=run.folder / "train.log")
-    write_json(cost, spent or {**asdict(took), "made_by": made_by()})
+    write_json(run.folder / "cost.json", asdict(took))
 
 
 def score_run(run: Run, split: str, *, scripts: Scripts, recipes: Path) -> None:
@@ -296,11 +298,12 @@ def run_row(run: Run) -> dict[str, Any]:
 
     Returns:
         Its name, seed and settings; ``steps`` trained and ``best_step`` where validation chose a checkpoint;
-        ``stored_parameters``, the numbers in its weights file (an adapter holds what trained); ``cost`` of training
-        and of each scored split; ``users``; and by split and by whether seen items are excluded, ``metrics``.
+        ``stored_parameters``, the numbers in its weights file (an adapter holds what trained); ``cost`` of training,
+        None where a start ended before it could be noted, and of each scored split; ``users``; and by split and by
+        whether seen items are excluded, ``metrics``.
     """
     making, told = read_making(run.name, run.folder / "model"), run.config.get("max_steps", -1)
-    cost = read_json(run.folder / "cost.json", "cost of a run")
+    cost = run.folder / "cost.json"
     row: dict[str, Any] = {
         "name": run.variant.name,
         "seed": run.seed,
@@ -309,8 +312,8 @@ def run_row(run: Run) -> dict[str, Any]:
         "steps": max((int(entry["step"]) for entry in making.history), default=told if told > 0 else None),
         "best_step": making.best_step,
         "stored_parameters": _stored_parameters(run.folder / "model"),
-        "made_by": cost.pop("made_by"),
-        "cost": {"training": cost},
+        "made_by": read_json(run.folder / "made_by.json", "how a run was made"),
+        "cost": {"training": read_json(cost, "cost of a run") if cost.is_file() else None},
         "users": {},
         "metrics": {},
     }

@@ -83,15 +83,15 @@ def _cost(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = []
     for name, rows in groups.items():
         steps = [row["steps"] for row in rows if row["steps"] is not None]
-        seconds = [row["cost"]["training"][kind] for kind in ("seconds", "processor_seconds") for row in rows]
-        half = len(rows)
+        costs = [row["cost"]["training"] for row in rows if row["cost"]["training"] is not None]
+        minutes = [[cost[kind] / 60 for cost in costs] for kind in ("seconds", "processor_seconds")]
+        stored = statistics.fmean(row["stored_parameters"] for row in rows)
         lines.append(
             [
                 name,
-                f"{statistics.fmean(row['stored_parameters'] for row in rows):,.0f}",
+                f"{stored:,.0f}",
                 f"{statistics.fmean(steps):,.0f}" if steps else "-",
-                f"{statistics.fmean(seconds[:half]) / 60:.1f}",
-                f"{statistics.fmean(seconds[half:]) / 60:.1f}",
+                *(f"{statistics.fmean(values):.1f}" if values else "-" for values in minutes),
             ]
         )
     return markdown_table(["", "parameters stored", "steps", "minutes", "of the processor"], lines)

@@ -31,7 +31,7 @@ from llmrec.training.parser import parse_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "sid_grid.py"
-CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/grid_*.yaml"))
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/grid_*_sids.yaml"))
 SFT = {
     "dataset": "elsewhere", "sids": "elsewhere", "model": "tiny-qwen3", "text_vocab_size": 300, "output_dir": "x",
     "per_device_train_batch_size": 8, "gradient_checkpointing": False, "report_to": "none", "eval_strategy": "no",
