@@ -21,7 +21,7 @@ from llmrec.training.tokenizer import train_tokenizer
 
 script = runpy.run_path(str(Path(__file__).parents[2] / "data_prep" / "cut_layers.py"))
 main, cut_config = script["main"], script["cut_config"]
-SHAPE: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 @pytest.fixture
@@ -29,7 +29,14 @@ def saved(tmp_path: Path) -> Path:
     set_seed(0)
     path = tmp_path / "whole"
     tokenizer = train_tokenizer(["red pen", "blue pen"], vocab_size=300)
-    config = LlamaConfig(**SHAPE, vocab_size=len(tokenizer), num_hidden_layers=4, tie_word_embeddings=True)
+    config = LlamaConfig(
+        **HEADS,
+        hidden_size=16,
+        intermediate_size=32,
+        vocab_size=len(tokenizer),
+        num_hidden_layers=4,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
