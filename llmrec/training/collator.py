@@ -53,7 +53,8 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Returns:
         The numbers of the rows in each bin.
 
-    Paper: first-fit decreasing (Johnson, 1973), at most 11/9 of the fewest bins and one more.
+    Paper: first-fit decreasing (Johnson, 1973), at most 11/9 of the fewest bins and one more. Packing under a mask by
+    document is that of Krell et al., 2021; there over the whole dataset, here within a batch.
     """
     bins: list[list[int]] = []
     room: list[int] = []
