@@ -38,3 +38,23 @@ def test_a_bad_setting_is_one_line_and_no_folder(monkeypatch, tmp_path: Path, ca
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: synthetic data: clusters 1 is out of range; choose 2 to 400\n"
     assert not (tmp_path / "set").exists()
+
+
+def test_texts_are_added_when_asked_for(monkeypatch, tmp_path: Path, capsys):
+    run(monkeypatch, "--out", str(tmp_path / "plain"), *FLAGS)
+    run(monkeypatch, "--out", str(tmp_path / "set"), *FLAGS, "--texts")
+    plain, folder = load_dataset(tmp_path / "plain"), load_dataset(tmp_path / "set")
+    assert folder.catalog.titles == plain.catalog.titles
+    np.testing.assert_array_equal(folder.interactions.timestamps, plain.interactions.timestamps)
+    assert plain.interactions.ratings is None
+    assert sorted(plain.catalog.columns) == ["brand", "categories", "title"]
+    assert sorted(set(folder.catalog.columns) - set(plain.catalog.columns)) == ["description", "query"]
+    assert sorted(folder.interactions.texts) == ["explanation", "review"]
+    beside = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert [name for name in beside if name.endswith((".parquet", ".jsonl"))] == [
+        "chat.jsonl", "chat_held_out.jsonl", "intentions.parquet", "interactions.parquet", "items.parquet",
+        "preferences.parquet", "rationales.parquet",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--out", str(tmp_path / "set"), *FLAGS)
+    assert "beside the dataset; what was built on the old import" in capsys.readouterr().err
