@@ -331,8 +331,9 @@ def run_row(run: Run) -> dict[str, Any]:
 
 
 def _stored_parameters(folder: Path) -> int:
+    """Numbers in the weights of a model or of an adapter; a bundle's quantizer is a safetensors file too."""
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (*folder.glob("model*.safetensors"), *folder.glob("adapter_model*.safetensors")):
         with safe_open(file, framework="np") as weights:
             for name in weights.keys():  # noqa: SIM118 (it is no mapping)
                 count = 1

@@ -72,6 +72,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             path = Path(said["output_dir"])
             path.mkdir(parents=True)
             save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(said["seed"] + 1)}, path / "model.safetensors")
+            save_file({"c": np.zeros((256, 8), np.float32)}, path / "quantizer.safetensors")
             (path / CARD_FILE).write_text("a model")
             return Cost(120.0, 60.0)
         words = "with words" in arguments
