@@ -117,8 +117,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     Raises:
         InputError: the tokenizer has no chat template.
     """
-    if tokenizer.chat_template is None:
-        raise InputError("tokenizer: it has no chat template; use prompt form 'plain', or an instruct model")
+    _check_chat(tokenizer)
     messages = [{"role": "user", "content": content}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     return str(text)
@@ -127,6 +126,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
 def end_token_id(tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
     """Return the token that ends an answer: EOS in the plain form, the template's end of turn in the chat form."""
     if kind == "chat":
+        _check_chat(tokenizer)
         mark = "ANSWER"
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": mark}]
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False))
@@ -137,3 +137,8 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: it has no EOS token; set one before training")
     return cast(int, tokenizer.eos_token_id)
+
+
+def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.chat_template is None:
+        raise InputError("tokenizer: it has no chat template; use prompt form 'plain', or an instruct model")

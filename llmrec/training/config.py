@@ -247,8 +247,8 @@ class RecipeArguments:
             _choose("protocol", self.protocol, PROTOCOLS)
         if self.random_weights and self.method != "full":
             raise InputError(
-                f"random_weights: true with method: {self.method}, which keeps the weights that are drawn; use method: "
-                "full"
+                f"random_weights: true with method: {self.method}, which keeps the weights that are drawn; use "
+                "method: full"
             )
         if self.supervise == "history" and self.prompt == "chat":
             raise InputError(

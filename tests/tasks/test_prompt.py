@@ -76,6 +76,8 @@ def test_chat_needs_a_chat_template():
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template; use prompt form 'plain'"):
         chat_text(tokenizer, "hello")
+    with pytest.raises(InputError, match="no chat template; use prompt form 'plain'"):
+        end_token_id(tokenizer, "chat")
 
 
 @pytest.mark.parametrize(

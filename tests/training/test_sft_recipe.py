@@ -56,8 +56,8 @@ def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SI
     assert bundle.info["metrics"][0]["split"] == "valid"
     counts = np.bincount(np.concatenate([items[:-2] for items in dataset.interactions.sequences()]), minlength=30)
     assert bundle.vocab.popularity.tolist() == counts.tolist(), "training interactions alone"
-    # Items step by one or two, so both successors fill the list of a model that learned; chance is 2 of 30. (Seeds 0 to
-    # 2 give 0.62 to 0.74; half the steps give anything from 0.05 to 0.56.)
+    # Items step by one or two, so both successors fill the list of a model that learned; chance is 2 of 30. (Seeds 0
+    # to 2 give 0.62 to 0.74; half the steps give anything from 0.05 to 0.56.)
     found = evaluate(
         LLMRecommender.from_pretrained(out), dataset.split("leave_one_out").test, items=30, ks=[2], progress=False
     )
