@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from llmrec.errors import InputError
 from llmrec.hub import load_bundle
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.parser import parse_recipe
 from llmrec.training.stages import stages_of
 from llmrec.training.tokenizer import train_tokenizer
 
@@ -111,6 +112,21 @@ def test_stages_stand_over_the_run() -> None:
     assert [stage.training.push_to_hub for stage in stages] == [False, False, True]
     assert [stage.arguments.sid_learning_rate for stage in stages] == [None, None, 1e-3]
     assert [stage.training.run_name for stage in stages] == ["pens-stage-1", "pens-stage-2", "pens-stage-3"]
+
+
+def test_stages_of_a_yaml_file(tmp_path: Path) -> None:
+    path = tmp_path / "stages.yaml"
+    path.write_text(
+        f"dataset: data\nsids: sids\noutput_dir: {tmp_path / 'out'}\nreport_to: none\nuse_cpu: true\n"
+        "freeze: [embed_tokens, layers.0-1]\nsid_learning_rate: 1e-3\nlayer_learning_rate_decay: 0.9\n"
+        "stages:\n  - {method: new_rows, max_steps: 200, learning_rate: 5e-3, freeze: [lm_head]}\n  - {method: lora}\n"
+    )
+    arguments, training = parse_recipe(["--config", str(path)], RecipeArguments, SFTRecipeConfig)
+    assert arguments.freeze == ["embed_tokens", "layers.0-1"]
+    assert (arguments.sid_learning_rate, arguments.layer_learning_rate_decay) == (1e-3, 0.9)
+    first, second = stages_of(arguments, training)
+    assert (first.arguments.method, first.training.max_steps, first.training.learning_rate) == ("new_rows", 200, 5e-3)
+    assert (first.arguments.freeze, second.arguments.freeze) == (["lm_head"], ["embed_tokens", "layers.0-1"])
 
 
 @pytest.mark.parametrize(
