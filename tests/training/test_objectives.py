@@ -146,6 +146,18 @@ def test_every_objective_is_the_same_in_float32_under_a_permutation_of_the_label
         torch.testing.assert_close(objective(plain, head)[order], objective(mixed, head), rtol=1e-5, atol=1e-6)
 
 
+def test_losses_of_bfloat16_states_are_float32(context: ObjectiveContext):
+    labelled = labelled_of(context, [0, 5, 2, 8, 4], text=2)
+    fields = (labelled.targets, labelled.tasks, labelled.levels, labelled.sids)
+    hidden, weight = labelled.hidden.detach(), weight_of(context).detach()
+    for name in ("cross_entropy", "apao", "legal_children", "level_smoothing"):
+        objective = build_objective(name, {}, context=context)
+        whole = objective(made_of([hidden.float(), *fields]), Head(weight.float()))
+        half = objective(made_of([hidden.bfloat16(), *fields]), Head(weight.bfloat16()))
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, whole, rtol=0.05, atol=0.05)
+
+
 def test_text_keeps_plain_cross_entropy(context: ObjectiveContext):
     labelled = labelled_of(context, [0, 3], text=2)
     head = Head(weight_of(context))
