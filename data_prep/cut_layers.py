@@ -9,6 +9,7 @@ whole one trains too slowly, and for comparisons among rows that all have this s
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
@@ -42,9 +43,10 @@ def load_cut(model: str, layers: int) -> PreTrainedModel:
     """
     try:
         config = cut_config(AutoConfig.from_pretrained(model), layers)
-        made, said = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model, config=config, dtype="auto", use_safetensors=True, output_loading_info=True
         )
+        made, said = loaded
     except (OSError, ValueError) as error:
         raise InputError(f"--model {model}: cannot be loaded as a causal model ({error})") from error
     above = [name for name in said["unexpected_keys"] if not _is_above(name, layers)]
