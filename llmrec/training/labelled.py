@@ -75,8 +75,8 @@ class Head:
         chunk: most logits held at a time; None takes `CHUNK_LOGITS`, or `CHUNK_LOGITS_GPU` on a GPU.
 
     Paper: cut cross-entropy (Wijmans et al., 2025), a kernel that keeps no logits, and Liger (Hsu et al., 2024), which
-    makes gradients in the forward pass. Here plain matrix products in chunks, for any loss of the log-probabilities, with
-    the rows of an adapter beside the table, and less work where the table is frozen.
+    makes gradients in the forward pass. Here plain matrix products in chunks, for any loss of the log-probabilities,
+    with the rows of an adapter beside the table, and less work where the table is frozen.
     """
 
     weight: Tensor
