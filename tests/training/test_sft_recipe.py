@@ -37,9 +37,9 @@ def flags(dataset, sid_folder: Path, out: Path, **settings: Any) -> list[str]:
     return [text for key, value in {**defaults, **settings}.items() for text in (f"--{key}", str(value))]
 
 
-def losses(path: Path) -> list[float]:
+def losses(path: Path, name: str = "loss") -> list[float]:
     history = json.loads((path / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry[name] for entry in history if name in entry]
 
 
 def test_a_run_writes_a_bundle_that_learned(dataset, sid_folder: Path, table: SIDTable, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_sids_of_another_dataset_are_refused(dataset, table: SIDTable, tmp_path:
 @pytest.mark.slow
 def test_two_processes_equal_one(dataset, sid_folder: Path, tmp_path: Path) -> None:
     """The same global batch of 8: once from one process, once 4 from each of two."""
-    settings = {"max_steps": 4, "eval_steps": 4, "save_steps": 4}
+    settings = {"max_steps": 4, "eval_steps": 4, "save_steps": 4, "tasks": '{"next_item": 1.0, "title_to_sid": 2.0}'}
     one, two = tmp_path / "one", tmp_path / "two"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, RECIPE, *flags(dataset, sid_folder, one, **settings)]
@@ -183,7 +183,8 @@ def test_two_processes_equal_one(dataset, sid_folder: Path, tmp_path: Path) -> N
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     pair = [*launcher, RECIPE, *flags(dataset, sid_folder, two, per_device_train_batch_size=4, **settings)]
     subprocess.run(pair, check=True, env=environment)
-    assert losses(two / "checkpoint-4") == pytest.approx(losses(one / "checkpoint-4"), abs=1e-4)
+    for name in ("loss", "loss/next_item", "loss/title_to_sid", "num_tokens"):
+        assert losses(two / "checkpoint-4", name) == pytest.approx(losses(one / "checkpoint-4", name), abs=1e-4)
     for name, tensor in load_file(two / "model.safetensors").items():
         torch.testing.assert_close(tensor, load_file(one / "model.safetensors")[name], atol=2e-3, rtol=0)
     metrics = [load_bundle(path).info["metrics"][0]["metrics"] for path in (one, two)]
