@@ -2,18 +2,27 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from llmrec.training.adapters import attach_adapter
+from llmrec.training.forward import add_labelled_forward
+from llmrec.training.objectives.cross_entropy import negative_log_likelihood
 from llmrec.training.sid_rows import FewRowsLayer, multiply_few_rows, sid_rows_of
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -230,3 +239,70 @@ def test_a_copy_of_a_model_trains_its_own_rows(pair) -> None:
         other.get_input_embeddings().token_adapter.trainable_tokens_delta["default"].zero_()
         assert torch.equal(fast(ids()).logits, before)
         assert not torch.equal(other(ids()).logits, before)
+
+
+def build(tied: bool) -> PeftModel:
+    torch.random.default_generator.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=640, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=64, head_dim=16, tie_word_embeddings=tied, initializer_range=0.2,
+    )  # fmt: skip
+    model = wrap(Qwen3ForCausalLM(config), tied=tied)
+    shake(model)
+    multiply_few_rows(model)
+    add_labelled_forward(model.get_base_model(), negative_log_likelihood)  # type: ignore[arg-type]
+    return model
+
+
+def labelled_loss(model: nn.Module, rows: torch.Tensor, count: int) -> torch.Tensor:
+    places = torch.arange(rows.numel()).view(rows.shape)[:, :-1].flatten()
+    targets = rows[:, 1:].flatten()
+    batch = {"input_ids": rows, "places": places, "targets": targets, "tasks": torch.zeros_like(targets)}
+    return model(**batch).losses.sum() / count
+
+
+def in_process(rank: int, store: str, kind: str, tied: bool) -> None:
+    """Two optimiser steps of one of two processes, each with one of the two rows."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = build(tied)
+    if kind == "fsdp2":
+        mesh = init_device_mesh("cpu", (2,))
+        for block in model.get_base_model().model.layers:  # type: ignore[union-attr]
+            fully_shard(block, mesh=mesh)
+        wrapped: Any = fully_shard(model, mesh=mesh)
+    else:
+        wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
+    for _ in range(2):
+        (2 * labelled_loss(wrapped, ids()[rank : rank + 1], 12)).backward()  # both average over processes
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    trained = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in trained.items()}
+    if rank == 0:
+        save_file({name: value.contiguous() for name, value in trained.items()}, f"{store}.safetensors")
+    del wrapped, model, optimizer, trained  # before their group is: gloo waits for ever otherwise
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_the_rows_of_one(kind: str, tied: bool, tmp_path: Path) -> None:
+    model = build(tied)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
+    start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    for _ in range(2):
+        labelled_loss(model, ids(), 12).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    store = tmp_path / "store"
+    torch.multiprocessing.spawn(in_process, args=(str(store), kind, tied), nprocs=2)
+    found = load_file(tmp_path / "store.safetensors")
+    moved = 0
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(found[name], value.detach(), atol=1e-6, rtol=1e-5, msg=name)
+            moved += "trainable_tokens_delta" in name and not torch.equal(start[name], found[name])
+    assert moved == (1 if tied else 2)
