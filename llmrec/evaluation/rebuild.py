@@ -191,6 +191,11 @@ def _bundle_files(path: Path) -> list[Path]:
     return [path / CARD_FILE, *own]
 
 
+def _model_files(path: Path) -> list[Path]:
+    read_json(path / "config.json", "model config")
+    return sorted(file for file in path.iterdir() if file.is_file())
+
+
 def _result_files(path: Path) -> list[Path]:
     read_json(path, "results file")
     return [path, path.with_suffix(RANKS_SUFFIX)]
@@ -200,6 +205,7 @@ KINDS: dict[str, Callable[[Path], list[Path]]] = {
     "dataset": _dataset_files,
     "embeddings": _embedding_files,
     "sids": _sid_files,
+    "model": _model_files,
     "bundle": _bundle_files,
     "results": _result_files,
 }
