@@ -25,7 +25,8 @@ class TaskSampler(Sampler[int]):
 
     Args:
         specs: the tasks, in the order of ``tasks``.
-        tasks: ``(rows,)`` place of each row's task among the specs.
+        tasks: ``(rows,)`` place of each row's task among the specs; the place behind the last is that of walks, which
+            are drawn at every step.
         total_steps: optimiser steps of the whole run.
         batch_size: rows of a step, over all processes and accumulation steps.
         seed: of the order.
@@ -46,8 +47,9 @@ class TaskSampler(Sampler[int]):
         batch_size: int,
         seed: int,
     ) -> None:
-        self.specs = list(specs.values())
         self.tasks = np.asarray(tasks[:], dtype=np.int64)  # [:] reads a column of a dataset at once
+        walks = [TaskSpec("walks")] if (self.tasks == len(specs)).any() else []
+        self.specs = [*specs.values(), *walks]
         self.total_steps, self.batch_size, self.seed = total_steps, batch_size, seed
         self.epoch = 0
         self.phases = self._phases()
@@ -148,7 +150,7 @@ def sampler_of(
 
     Args:
         specs: the tasks, in the order of ``tasks``.
-        tasks: ``(rows,)`` place of each row's task.
+        tasks: ``(rows,)`` place of each row's task; walks have the place behind the last.
         training: steps or epochs, batch size, accumulation and seed.
         processes: of the launch.
 

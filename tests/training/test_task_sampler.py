@@ -32,6 +32,17 @@ def test_a_step_holds_rows_of_the_tasks_that_are_drawn_at_it() -> None:
     assert np.bincount(drawn[60:], minlength=3).tolist() == [0, 20, 40]
 
 
+def test_walks_are_drawn_at_every_step() -> None:
+    """Their place is behind the last task's. 60 slots in each half: 30 and 30 rows share the first evenly; the second
+    is of 20 and 30 rows."""
+    rows = np.repeat([0, 1, 2], [30, 20, 30])
+    drawn = rows[sampler({"text": {"stop": 0.5}, "sids": {"start": 0.5}}, rows=rows).order]
+    assert np.bincount(drawn[:60], minlength=3).tolist() == [30, 0, 30]
+    assert np.bincount(drawn[60:], minlength=3).tolist() == [0, 24, 36]
+    alone = rows[sampler({"text": {"stop": 0.5}, "sids": {"start": 0.8}}, rows=rows).order]
+    assert set(alone[60:96]) == {2}
+
+
 def test_all_rows_of_a_task_come_before_any_comes_again() -> None:
     order = sampler(TEXT_FIRST).order
     text = order[TASKS[order] == 0]  # 45 of 30 rows
