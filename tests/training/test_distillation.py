@@ -201,6 +201,17 @@ def test_the_teacher_is_not_trained_and_an_evaluation_does_not_ask_it(teacher: s
     torch.testing.assert_close(held_out, plain(**batch).losses.detach())
 
 
+def test_a_batch_without_labels_has_losses_whose_gradients_are_zero(teacher: str):
+    objective = build_objective("distillation", {"teacher": teacher}, context=CONTEXT)
+    student = make_model(ROWS, seed=2)
+    add_labelled_forward(student, objective, vocab=VOCAB)
+    rows = [{**row, "labels": [IGNORED] * len(row["labels"])} for row in token_rows(2)]
+    losses = student(**LabelledCollator(PAD)(rows)).losses
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in student.parameters())
+
+
 def test_an_encoder_decoder_teaches_its_kind(tmp_path: Path):
     path = save_teacher(tmp_path / "t5", make_t5(ROWS))
     student = make_t5(ROWS)

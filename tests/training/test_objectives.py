@@ -335,6 +335,21 @@ def test_an_evaluation_reports_cross_entropy(context: ObjectiveContext):
         torch.testing.assert_close(objective(labelled, head), plain)
 
 
+@pytest.mark.parametrize("equal", [True, False], ids=["table", "frozen"])
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"distillation"}))  # its own test needs a teacher
+def test_a_batch_without_labels_has_losses_whose_gradients_are_zero(context: ObjectiveContext, name: str, equal: bool):
+    """Processes wait for one another's gradients, also for those of a micro-batch in which nothing is learned."""
+    none = torch.zeros(0, dtype=torch.int64)
+    labelled = made_of([torch.zeros((0, DIM), requires_grad=True), none, none, none, none])
+    weight = weight_of(context).detach().float().requires_grad_(equal)
+    losses = build_objective(name, {}, context=context)(labelled, Head(weight))
+    assert losses.shape == (0,)
+    assert losses.requires_grad
+    losses.sum().backward()
+    assert labelled.hidden.grad is not None
+    assert not equal or torch.equal(weight.grad, torch.zeros_like(weight))  # type: ignore[arg-type]
+
+
 def test_legal_children_never_keeps_hits_of_some_labels_alone(context: ObjectiveContext):
     labelled = labelled_of(context, [0, 5], text=1)
     for full, kept in ((0.0, []), (0.5, [len(labelled.targets)])):

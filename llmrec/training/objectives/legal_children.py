@@ -42,7 +42,7 @@ def legal_children(context: ObjectiveContext, *, full: float = 0.0) -> Objective
         legal = (nodes >= 0) & (trie.child(nodes, labelled.targets) >= 0)
         found = torch.zeros(len(labelled.targets), dtype=labelled.hidden.dtype, device=labelled.hidden.device)
         others = torch.ones_like(legal).nonzero().flatten() if full else (~legal).nonzero().flatten()
-        if len(others):
+        if len(others) or not len(legal):  # without labels too, the losses hang on the hidden states and the table
             # A head keeps the hits of its log-probabilities, and these may be of some labels alone
             asked = head if len(others) == len(legal) else replace(head, hits=[])
             losses = -asked.log_probs(labelled.hidden[others], labelled.targets[others])
