@@ -65,7 +65,7 @@ def on_meta(name: str, *, layers: int | None = None) -> PreTrainedModel:
 
 def config_of(name: str) -> tuple[Path, RecipeArguments, SFTRecipeConfig]:
     short = name.partition("/")[2].lower().removesuffix("-instruct")
-    (path,) = FOLDER.glob(f"sft_{short}_*.yaml")
+    path = sorted(FOLDER.glob(f"sft_{short}_*.yaml"))[-1]  # lora, where there is full training too
     return path, *parse_recipe(["--config", str(path), "--output_dir", "unused"], RecipeArguments, SFTRecipeConfig)
 
 
