@@ -1,12 +1,12 @@
 """The output folder of a run: it belongs to one run, and a killed run goes on in it."""
 
+import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from transformers.trainer_utils import get_last_checkpoint
 
 from llmrec.artifacts import read_json, write_json
 from llmrec.errors import InputError
@@ -15,6 +15,7 @@ from llmrec.hub.info import INFO_FILE
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+STATE_FILE = "trainer_state.json"
 
 SAME_TO_RESUME = (
     (("sids", "sid_hash"), "SID table", "--sids"), (("base_model",), "base model", "--model"),
@@ -34,7 +35,7 @@ def check_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: boo
         finished: name of the file that a finished run leaves.
 
     Returns:
-        The last checkpoint of the same, unfinished run, or None to start anew.
+        The last whole checkpoint of the same, unfinished run, or None to start anew.
 
     Raises:
         InputError: the folder holds another run, a finished one, or other files.
@@ -62,7 +63,45 @@ def check_run_folder(path: str | Path, run: Mapping[str, Any], *, overwrite: boo
         )
     if finished in names:
         raise InputError(f"{path}: holds this very run, finished; {remedy}")
-    return get_last_checkpoint(str(path))
+    return newest_checkpoint(path)
+
+
+def newest_checkpoint(path: Path) -> str | None:
+    """Return the newest checkpoint of a run's folder that was written to its end, or None.
+
+    Args:
+        path: the folder; it is left as it is.
+    """
+    found = [child for child in path.iterdir() if re.fullmatch(r"checkpoint-\d+", child.name) and child.is_dir()]
+    for checkpoint in sorted(found, key=lambda child: int(child.name.partition("-")[2]), reverse=True):
+        missing = missing_of(checkpoint)
+        if missing is None:
+            return str(checkpoint)
+        logger.warning(
+            "%s: holds no whole %s, so this run goes on from an older one or starts anew", checkpoint, missing
+        )
+    return None
+
+
+def missing_of(checkpoint: Path) -> str | None:
+    """Return the name of what a checkpoint lacks for a run to go on from it, or None.
+
+    ``trainer_state.json`` is written last, so a checkpoint with it is whole. The states of optimiser and schedule may
+    be files, FSDP's folders ``optimizer_0``, or DeepSpeed's ``global_step100``, which holds both.
+
+    Args:
+        checkpoint: its folder.
+    """
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return STATE_FILE
+    names = {child.name for child in checkpoint.iterdir()}
+    if any(name.startswith("global_step") for name in names):
+        return None
+    if not any("optimizer" in name for name in names):
+        return "optimizer.pt"
+    return None if "scheduler.pt" in names else "scheduler.pt"
 
 
 def check_resume(checkpoint: str | None, manifest: Mapping[str, Any]) -> None:

@@ -20,6 +20,16 @@ def claim(path: Path, run: dict = RUN, *, overwrite: bool = False) -> str | None
     return checkpoint
 
 
+def save(folder: Path, *names: str) -> None:
+    """A checkpoint as a trainer leaves it: its state last."""
+    for name in (*names, "trainer_state.json"):
+        if name.endswith("/"):
+            (folder / name).mkdir(parents=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+
+
 def test_new_folder_is_claimed(tmp_path: Path) -> None:
     assert claim(tmp_path / "run") is None
     assert (tmp_path / "run" / RUN_FILE).is_file()
@@ -37,7 +47,34 @@ def test_checking_writes_and_deletes_nothing(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     claim(tmp_path)
     for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        save(tmp_path / f"checkpoint-{step}", "optimizer.pt", "scheduler.pt")
+    assert claim(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize("killed_before", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "its end"])
+def test_a_half_written_checkpoint_is_passed_over_and_kept(
+    tmp_path: Path, killed_before: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim(tmp_path)
+    for step in (9, 10):
+        save(tmp_path / f"checkpoint-{step}", "optimizer.pt", "scheduler.pt")
+    half = tmp_path / "checkpoint-10"
+    if killed_before == "its end":
+        (half / "trainer_state.json").write_text('{"epoch": 1.0, "log_hi')
+    else:
+        (half / killed_before).unlink()
+    assert claim(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert half.is_dir()
+    assert "checkpoint-10: holds no whole " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("optimizer_0/", "scheduler.pt"), ("optimizer.bin", "scheduler.pt"), ("global_step10/",)],
+)
+def test_sharded_states_are_whole_checkpoints(tmp_path: Path, names: tuple[str, ...]) -> None:
+    claim(tmp_path)
+    save(tmp_path / "checkpoint-10", *names)
     assert claim(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
