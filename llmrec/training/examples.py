@@ -136,6 +136,8 @@ def encode_sequences(
         supervised = max(begin, 1)
         while supervised < len(sequence):
             first = 0 if supervised == 1 else max(0, supervised - overlap)
+            if supervised == begin:  # what is shown and not learned fills the window from the left
+                first = max(0, min(first, len(sequence) - max_history - 1))
             window = sequence[first : first + max_history + 1]
             input_ids, labels = [start], [IGNORED]
             for place, item in enumerate(window, start=first):

@@ -100,9 +100,10 @@ def test_new_targets_are_learned_and_old_ones_replayed(folders, supervise: str, 
 def test_new_targets_see_the_old_history(folders, tokenizer, vocab) -> None:
     rows = list(encode_sequences([SEQUENCES["ann"]], tokenizer=tokenizer, vocab=vocab, max_history=4, begins=[5]))
     assert learned_items(rows, vocab) == [(5, 6)]
-    # Windows overlap by half of max_history
     shown = rows[0]["input_ids"][1:]
-    assert shown == [token for item in (3, 4, 5, 6) for token in vocab.token_ids(item)]
+    assert shown == [token for item in (2, 3, 4, 5, 6) for token in vocab.token_ids(item)], (
+        "as much as the window holds"
+    )
 
 
 def test_a_folder_that_is_no_earlier_state_is_refused(folders, make_folder) -> None:
