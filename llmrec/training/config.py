@@ -360,6 +360,11 @@ class SFTRecipeConfig(SFTConfig):
         if self.loss_type != "nll":
             raise InputError(f"loss_type: {self.loss_type!r}; leave it at nll and choose an objective")
         _whole("per_device_train_batch_size", self.per_device_train_batch_size, least=1)
+        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
+            raise InputError(
+                f"resume_from_checkpoint: {self.resume_from_checkpoint}; give a checkpoint's folder, or leave it out: "
+                "a killed run goes on by the same command"
+            )
         if self.learning_rate < 0:
             raise InputError(f"learning_rate: {self.learning_rate}; it is not negative")
         if self.auto_find_batch_size:
@@ -380,7 +385,7 @@ class SFTRecipeConfig(SFTConfig):
         super().__post_init__()
 
     def check(self, arguments: RecipeArguments, *, items: int) -> None:
-        """Raise `InputError` for what would fail only after training: cut-offs, the chosen metric, the hub's name.
+        """Raise `InputError` for what would be found only later: metrics, checkpoints, the hub's name.
 
         Args:
             arguments: the recipe's own.
@@ -396,6 +401,10 @@ class SFTRecipeConfig(SFTConfig):
             raise InputError(
                 f"metric_for_best_model: {self.metric_for_best_model!r} is not measured; choose loss, recall@k or "
                 f"ndcg@k with k from eval_ks ({arguments.eval_ks})"
+            )
+        if self.save_only_model and getattr(self.save_strategy, "value", self.save_strategy) != "no":
+            raise InputError(
+                "save_only_model: true; a killed run could not go on; leave it out or set save_strategy: no"
             )
         if self.push_to_hub and not self.hub_model_id:
             raise InputError("push_to_hub: it needs a name; give hub_model_id, user/name")

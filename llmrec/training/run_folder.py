@@ -122,6 +122,12 @@ def check_resume(checkpoint: str | None, manifest: Mapping[str, Any]) -> None:
             f"resume_from_checkpoint: {checkpoint!r} holds no trainer_state.json; give the folder of a checkpoint, "
             "such as runs/office/checkpoint-300 (a run that was killed goes on by the same command, without this)"
         )
+    missing = missing_of(path)
+    if missing is not None:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} holds no whole {missing}: it was cut off while it was written, or "
+            "holds weights alone; give another checkpoint (start_from: takes the weights of a finished bundle)"
+        )
     before = read_json(path / INFO_FILE, "manifest of the checkpoint")
     for keys, name, flag in SAME_TO_RESUME:
         there, here = _value(before, keys), _value(manifest, keys)

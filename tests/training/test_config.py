@@ -84,6 +84,8 @@ def test_precision_follows_the_device(config) -> None:
         ("tasks: next_item", "--tasks 'next_item': not a JSON object"),
         ("model_config: [1]", r"model_config: expected a mapping, found \[1\]"),
         ("max_history: ten", "max_history"),
+        ("resume_from_checkpoint: true", "resume_from_checkpoint: [Tt]rue; give a checkpoint's folder, or leave it"),
+        ("resume_from_checkpoint: false", "resume_from_checkpoint: [Ff]alse; give a checkpoint's folder, or leave it"),
     ],
 )
 def test_refusals(config, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +105,9 @@ def test_what_would_fail_only_after_training_is_found_before(config) -> None:
         parse(["--config", config(f"metric_for_best_model: {metric}")])[1].check(arguments, items=10)
     with pytest.raises(InputError, match="metric_for_best_model: 'ndcg@7' is not measured"):
         parse(["--config", config("metric_for_best_model: ndcg@7")])[1].check(arguments, items=10)
+    with pytest.raises(InputError, match="save_only_model: true; a killed run could not go on; leave it out or set"):
+        parse(["--config", config("save_only_model: true")])[1].check(arguments, items=10)
+    parse(["--config", config("save_only_model: true\nsave_strategy: 'no'")])[1].check(arguments, items=10)
     with pytest.raises(InputError, match="push_to_hub: it needs a name; give hub_model_id"):
         parse(["--config", config("push_to_hub: true")])[1].check(arguments, items=10)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmrec.errors import InputError
-from llmrec.training.run_folder import RUN_FILE, check_run_folder, claim_run_folder
+from llmrec.training.run_folder import RUN_FILE, check_resume, check_run_folder, claim_run_folder
 
 RUN = {"dataset": "office", "seed": 0}
 
@@ -108,3 +108,14 @@ def test_foreign_files_are_neither_used_nor_deleted(tmp_path: Path, overwrite: b
     assert (tmp_path / "thesis.tex").exists()
     with pytest.raises(InputError, match=r"thesis.tex: is a file"):
         claim(tmp_path / "thesis.tex", overwrite=overwrite)
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt"])
+def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path, missing: str) -> None:
+    save(tmp_path, "optimizer.pt", "scheduler.pt", "llmrec.json")
+    check_resume(str(tmp_path), {})
+    (tmp_path / missing).unlink()
+    with pytest.raises(
+        InputError, match=rf"holds no whole {missing}: it was cut off while it was written, or holds w"
+    ):
+        check_resume(str(tmp_path), {})
