@@ -14,9 +14,10 @@ from llmrec.baselines.context import FitContext
 from llmrec.baselines.item_scores import best_unseen
 from llmrec.data.items import Catalog
 from llmrec.data.splits import Splits, training_popularity
-from llmrec.embeddings.store import load_embeddings
+from llmrec.embeddings.store import load_embeddings, load_manifest
 from llmrec.errors import InputError
 from llmrec.registry import resolve
+from llmrec.sids.fitted_on import check_fitted_on
 from llmrec.training.config import RecipeArguments
 
 logger = logging.getLogger(__name__)
@@ -158,10 +159,17 @@ def draw_walks(
 def walks_for(
     arguments: RecipeArguments, splits: Splits, catalog: Catalog, *, seed: int, progress: bool = True
 ) -> list[tuple[int, ...]]:
-    """Return the walks that a recipe's ``walks`` asks for, none where it asks for none."""
+    """Return the walks that a recipe's ``walks`` asks for, none where it asks for none.
+
+    Raises:
+        InputError: what `Walks` and `draw_walks` refuse, or embeddings fitted on what this protocol holds out.
+    """
     if not arguments.walks:
         return []
     walks = Walks.of(cast(dict[str, Any], arguments.walks))
+    if walks.embeddings is not None:
+        made = {"embeddings": load_manifest(walks.embeddings)}
+        check_fitted_on(made, splits.protocol, source=f"walks: {walks.embeddings}")
     history = {"max_history": arguments.max_history, "seed": seed, "progress": progress}
     return draw_walks(walks, splits.sequences, catalog=catalog, **history)
 

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
-from llmrec.training.walks import Walks, draw_walks
+from llmrec.training.config import RecipeArguments
+from llmrec.training.walks import Walks, draw_walks, walks_for
 
 STEPS: dict[str, Any] = {"baseline": "transitions"}
 
@@ -104,3 +107,20 @@ def test_a_baseline_that_lacks_something_is_refused(catalog, dataset) -> None:
         draw_walks(Walks("item_knn", {"depth": 3}, alone=5), sequences, catalog=catalog, max_history=5, seed=0)
     with pytest.raises(InputError, match="been through the whole catalogue"):
         draw_walks(Walks(**STEPS, alone=5, items=30), sequences, catalog=catalog, max_history=5, seed=0)
+
+
+@pytest.mark.parametrize("made", [{}, {"protocol": "leave_one_out"}, {"protocol": "temporal"}])
+def test_vectors_that_know_what_is_held_out_are_refused(catalog, dataset, tmp_path: Path, made: dict) -> None:
+    vectors = np.random.default_rng(0).normal(size=(len(catalog), 4))
+    manifest = {"encoder": "drawn", "catalog_hash": catalog.hash, **made}
+    path = save_embeddings(tmp_path / "vectors.safetensors", vectors, manifest)
+    walks = {"alone": 5, "items": 2, "embeddings": str(path)}
+    arguments = RecipeArguments(dataset="data/x", sids="data/x/sids", walks=walks)
+    splits = dataset.split("leave_one_out")
+    if made.get("protocol") == "temporal":
+        with pytest.raises(
+            InputError, match=r"walks: .*vectors.* fitted on the training part of 'temporal', and the "
+        ):
+            walks_for(arguments, splits, catalog, seed=0, progress=False)
+    else:
+        assert len(walks_for(arguments, splits, catalog, seed=0, progress=False)) == 5
