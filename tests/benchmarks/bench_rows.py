@@ -8,13 +8,13 @@ where labels stand, as the trainer does; ``stock`` is the model's own loss over 
 head alone, because the labelled head never asks PEFT for a table.
 
 Every side runs in a process of its own, and the sides take turns over the rounds. The least time of all steps but each
-process's first is kept, and the greatest memory: resident set at its peak (``ru_maxrss``) less what the process held
-before its first step, which leaves out model and libraries; on a GPU torch's peak of allocated memory, likewise.
+process's first is kept, and the greatest memory: resident set at its peak over the steps (``VmHWM``, which Linux sets
+back when asked) less what the process held before them, which leaves out model and libraries; on a GPU torch's peak of
+allocated memory, likewise.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -124,6 +124,7 @@ def measure(options: argparse.Namespace, shape: str, head: str, side: str) -> di
     ids[0, ::2] = new[0]
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-4)
     before = _memory(options.device)
+    _forget_peak(options.device)
     times: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for step in range(options.steps + 1):
         clock = [_now(options.device)]
@@ -157,13 +158,20 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
+def _forget_peak(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _memory(device: str, *, peak: bool = False) -> float:
-    """Return MiB that the process holds now, or held at most."""
+    """Return MiB that the process holds now, or held at most since `_forget_peak`."""
     if device != "cpu":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
 
 
 if __name__ == "__main__":
