@@ -68,6 +68,7 @@ def train_stage(stage: Stage) -> None:
         return
     overwrite = arguments.overwrite_output_dir
     checkpoint = check_run_folder(training.output_dir, identity, overwrite=overwrite, finished=CARD_FILE)
+    training.resume_from_checkpoint = checkpoint or training.resume_from_checkpoint
     state = PartialState()
     state.wait_for_everyone()
 
@@ -127,7 +128,7 @@ def train_stage(stage: Stage) -> None:
     if state.is_main_process:
         claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)
     state.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or checkpoint)
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
 
     # The bundle: the weights first, then what validation says of them, and the card, which marks it as finished
     trainer.save_model(training.output_dir)

@@ -93,6 +93,25 @@ def test_resumed_equals_uninterrupted(dataset, sid_folder: Path, tmp_path: Path)
         torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=0)
 
 
+def test_a_killed_run_that_began_with_another_ones_checkpoint_goes_on_from_its_own(
+    dataset, sid_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"save_steps": 1, "eval_strategy": "no", "load_best_model_at_end": False}
+    main(flags(dataset, sid_folder, tmp_path / "first", max_steps=1, **settings))
+    out = tmp_path / "run"
+    argv = flags(dataset, sid_folder, out, resume_from_checkpoint=tmp_path / "first" / "checkpoint-1", **settings)
+    main(argv)
+    assert not (out / "checkpoint-1").exists(), "it began with the other one's"
+    whole = (out / "checkpoint-4" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / "checkpoint-4")  # as if it had been killed after step 3
+    (out / "README.md").unlink()
+    shutil.rmtree(tmp_path / "first")
+    before = (out / "checkpoint-2" / "trainer_state.json").stat().st_mtime_ns
+    main(argv)
+    assert (out / "checkpoint-2" / "trainer_state.json").stat().st_mtime_ns == before, "steps 2 and 3 are not repeated"
+    assert (out / "checkpoint-4" / "model.safetensors").read_bytes() == whole
+
+
 @pytest.fixture
 def pretrained(make_model, catalog, tmp_path: Path) -> Path:
     path = tmp_path / "pretrained"
