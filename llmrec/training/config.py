@@ -391,6 +391,12 @@ class SFTRecipeConfig(SFTConfig):
             arguments: the recipe's own.
             items: size of the catalogue.
         """
+        if self.n_gpu > 1:
+            raise InputError(
+                f"{self.n_gpu} GPUs are visible to one process, which would deal each batch out among them "
+                "(nn.DataParallel), and packed rows cannot be dealt out; start a process for each with accelerate "
+                f"launch --num_processes {self.n_gpu} recipes/sft.py ..., or show it one: CUDA_VISIBLE_DEVICES=0"
+            )
         if max(arguments.eval_ks) > items:
             raise InputError(f"eval_ks: {arguments.eval_ks}; the catalogue has {items} items")
         metric = (self.metric_for_best_model or "loss").removeprefix("eval_")

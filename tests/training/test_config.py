@@ -126,3 +126,11 @@ def test_bfloat16_on_a_cpu_needs_no_further_word(tmp_path, monkeypatch) -> None:
     training = SFTRecipeConfig(output_dir=str(tmp_path), bf16=True)
     assert training.use_cpu
     assert not SFTRecipeConfig(output_dir=str(tmp_path)).bf16
+
+
+def test_several_gpus_of_one_process_are_refused(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, training = parse(["--config", config("eval_ks: [5, 10]\nuse_cpu: true")])
+    training.check(arguments, items=10)
+    monkeypatch.setattr(SFTRecipeConfig, "n_gpu", 4)
+    with pytest.raises(InputError, match=r"4 GPUs .* accelerate launch --num_processes 4 .* CUDA_VISIBLE_DEVICES=0$"):
+        training.check(arguments, items=10)
