@@ -1,5 +1,6 @@
 """What a run says of itself: its identity while it runs, and the manifest of its bundle."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,13 @@ OPTIMISATION = (
 )  # fmt: skip
 """Fields of `SFTRecipeConfig` that decide the weights."""
 
+ALSO_TO_GO_ON = (
+    "lr_scheduler_kwargs", "optim_args", "neftune_noise_alpha", "dataloader_drop_last", "metric_for_best_model",
+    "greater_is_better", "load_best_model_at_end", "eval_steps", "eval_strategy",
+)  # fmt: skip
+"""Further fields that a killed run must find as they were, beside the recipe's ``eval_*``: they decide the optimiser,
+the noise, and which checkpoint is the best. Bundles do not tell them, and are compared without them."""
+
 CUTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 """How a global batch is cut: a run may go on with another cut, and another number of processes."""
 
@@ -26,8 +34,8 @@ NOT_SETTINGS = (
 """Fields of `RecipeArguments` that do not decide the weights, or are told apart by hashes."""
 
 
-def _optimisation(training: SFTRecipeConfig) -> dict[str, Any]:
-    values = {name: getattr(training, name) for name in OPTIMISATION}
+def _optimisation(training: SFTRecipeConfig, names: Sequence[str] = OPTIMISATION) -> dict[str, Any]:
+    values = {name: getattr(training, name) for name in names}
     # An enum in some versions, a plain name in others.
     return {name: getattr(value, "value", value) for name, value in values.items()}
 
@@ -52,6 +60,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """Return what must be equal for a killed run to go on in its folder; of the batch, its size over all processes."""
     optimisation = {name: value for name, value in _optimisation(training).items() if name not in CUTS}
+    measured = {name: value for name, value in asdict(arguments).items() if name.startswith("eval_")}
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     return {
         "dataset": dataset.name,
@@ -62,6 +71,8 @@ def run_identity(
         "protocol": protocol,
         "domain": form.domain,
         **optimisation,
+        **_optimisation(training, ALSO_TO_GO_ON),
+        **measured,
         "global_batch": batch,
     }
 

@@ -1,6 +1,7 @@
 """What a run says of itself."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 from llmrec.data.splits import training_popularity
@@ -36,7 +37,18 @@ def test_identity_changes_with_what_decides_the_weights(dataset, table, tmp_path
     assert identity(optim="adafactor") != identity()
     assert identity(sid_init="text") != identity()
     assert identity(lora_dropout=0.5) != identity()
-    assert identity(eval_beams=30) == identity()
+    assert identity(eval_beams=30) != identity(), "it decides which checkpoint is the best"
+    for name, value in {
+        "lr_scheduler_kwargs": {"num_cycles": 2}, "optim_args": "a=1", "neftune_noise_alpha": 5.0,
+        "dataloader_drop_last": True, "metric_for_best_model": "ndcg@10", "greater_is_better": False,
+        "eval_strategy": "steps", "eval_steps": 7,
+    }.items():  # fmt: skip
+        assert identity(**{name: value}) != identity(), name
+    evaluated = {"eval_strategy": "steps", "save_strategy": "steps"}
+    assert identity(**evaluated, load_best_model_at_end=True) != identity(**evaluated)
+    assert json.loads(json.dumps(identity(**evaluated, lr_scheduler_kwargs={"num_cycles": 2}))) == identity(
+        **evaluated, lr_scheduler_kwargs={"num_cycles": 2}
+    ), "run.json gives back what is compared"
     assert identity(logging_steps=3) == identity(), "what only watches does not make another run"
     assert identity(per_device_train_batch_size=4) != identity()
     halved = identity(per_device_train_batch_size=4, gradient_accumulation_steps=2)
@@ -58,3 +70,4 @@ def test_description_of_a_run(dataset, catalog, table, tmp_path: Path) -> None:
     assert info["sids"]["sid_hash"] == table.hash
     assert (info["dtype"], info["quantization"]) == ("float32", None)
     assert info["settings"]["sid_init"] == "mean"
+    assert not {"metric_for_best_model", "eval_steps"} & info["training"].keys(), "bundles stay one configuration"
