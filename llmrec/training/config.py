@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,8 @@ PROMPTS = ("plain", "chat")
 SID_INITS = ("mean", "text")
 PERPLEXITY_ACTIONS = ("warn", "stop")
 DTYPES = ("float32", "bfloat16", "float16")
+TASK_METRICS = ("ndcg@10", "prefix_accuracy@1", "exact", "chrf", "accuracy", "rmse")
+"""Metrics of a task that are logged beside its main one."""
 
 
 def parse_mapping(value: dict[str, Any] | str | None, name: str) -> dict[str, Any]:
@@ -324,6 +328,15 @@ class RecipeArguments:
             raise InputError("perplexity_action: stop has no bound; give max_perplexity_ratio, such as 1.5")
 
 
+def _of_task(metric: str, tasks: Mapping[str, Any]) -> bool:
+    """Return whether a metric's name is that of a task and one that tasks are scored by."""
+    for name in (name.rpartition(":")[2] for name in tasks):
+        kind = metric.removeprefix(f"{name}_")
+        if kind != metric and (kind in TASK_METRICS or re.fullmatch(r"recall@\d+", kind)):
+            return True
+    return False
+
+
 def trains_on_gpu(*, use_cpu: bool) -> bool:
     """Return whether a CUDA device is there and neither ``use_cpu`` nor accelerate (cpu.yaml) keeps it out."""
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
@@ -382,6 +395,15 @@ class SFTRecipeConfig(SFTConfig):
         # transformers 5.23 warns about the name that TRL 1.16 still sets; 5.17 knows that name alone.
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
+        if self.metric_for_best_model is not None or self.load_best_model_at_end:
+            metric = self.metric_for_best_model or "loss"
+            more = not (metric.endswith(("loss", "_rmse")) or metric.removeprefix("eval_").startswith("perplexity"))
+            if self.greater_is_better not in (None, more):
+                raise InputError(
+                    f"greater_is_better: {self.greater_is_better} with metric_for_best_model: {metric}, of which "
+                    f"{'more' if more else 'less'} is better, so the worst checkpoint would be kept; leave it out"
+                )
+            self.greater_is_better = more
         super().__post_init__()
 
     def check(self, arguments: RecipeArguments, *, items: int) -> None:
@@ -400,13 +422,15 @@ class SFTRecipeConfig(SFTConfig):
         if max(arguments.eval_ks) > items:
             raise InputError(f"eval_ks: {arguments.eval_ks}; the catalogue has {items} items")
         metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
-        of_tasks = [name.rpartition(":")[2] for name in arguments.tasks or {}] if arguments.eval_tasks else []
-        by_task = any(metric.startswith(f"{name}_") for name in of_tasks)
-        recommended = [f"{name}@{k}" for name in ("recall", "ndcg") for k in arguments.eval_ks]
-        if "@" in metric and metric not in recommended and not by_task:
+        measured = {"loss", "mean_token_accuracy"}
+        measured |= {f"{name}@{k}" for name in ("recall", "ndcg") for k in arguments.eval_ks}
+        if arguments.language_guard:
+            measured |= {"perplexity", "perplexity_ratio"}
+        if metric not in measured and not (arguments.eval_tasks and _of_task(metric, arguments.tasks or {})):
             raise InputError(
                 f"metric_for_best_model: {self.metric_for_best_model!r} is not measured; choose loss, recall@k or "
-                f"ndcg@k with k from eval_ks ({arguments.eval_ks})"
+                f"ndcg@k with k from eval_ks ({arguments.eval_ks}), with eval_tasks: true TASK_METRIC, such as "
+                "title_to_sid_recall@10, or with language_guard perplexity"
             )
         if self.save_only_model and getattr(self.save_strategy, "value", self.save_strategy) != "no":
             raise InputError(

@@ -13,12 +13,9 @@ from llmrec.evaluation.task_examples import TaskExamples, examples_to_score
 from llmrec.evaluation.task_scores import score_task
 from llmrec.tasks.mixture import held_out_rows
 from llmrec.tasks.prompt import PromptForm
-from llmrec.training.config import RecipeArguments
+from llmrec.training.config import TASK_METRICS, RecipeArguments
 from llmrec.training.inputs import RecipeInputs
 from llmrec.vocab import SIDVocab
-
-LOGGED = ("ndcg@10", "prefix_accuracy@1", "exact", "chrf", "accuracy", "rmse")
-"""Metrics that are logged beside a task's main one."""
 
 
 class TaskValidation:
@@ -54,7 +51,7 @@ class TaskValidation:
             if self.tasks[name].kind == "items" and model.config.is_encoder_decoder:
                 continue  # it writes no list item by item
             score = score_task(asked, self.tasks[name])
-            for metric in dict.fromkeys((score.main, *LOGGED)):
+            for metric in dict.fromkeys((score.main, *TASK_METRICS)):
                 if metric in score.metrics:
                     own.append((f"{prefix}_{name.rpartition(':')[2]}_{metric}", score.metrics[metric]))
         return dict(sorted(gather_object(own)))

@@ -134,3 +134,58 @@ def test_several_gpus_of_one_process_are_refused(config, monkeypatch: pytest.Mon
     monkeypatch.setattr(SFTRecipeConfig, "n_gpu", 4)
     with pytest.raises(InputError, match=r"4 GPUs .* accelerate launch --num_processes 4 .* CUDA_VISIBLE_DEVICES=0$"):
         training.check(arguments, items=10)
+
+
+GUARDED = "language_guard: words.txt\n"
+TASKED = "eval_tasks: true\ntasks: {next_item: 1.0, title_to_sid: 1.0, rating: 1.0}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "more"),
+    [
+        ("", "loss", False),
+        ("", "eval_loss", False),
+        ("", "ndcg@10", True),
+        ("", "eval_recall@5", True),
+        ("", "mean_token_accuracy", True),
+        (GUARDED, "perplexity", False),
+        (GUARDED, "eval_perplexity_ratio", False),
+        (TASKED, "rating_rmse", False),
+        (TASKED, "rating_accuracy", True),
+        (TASKED, "eval_title_to_sid_recall@10", True),
+    ],
+)
+def test_the_better_way_of_a_metric_is_known(config, text: str, metric: str, more: bool) -> None:
+    text += f"eval_ks: [5, 10]\nmetric_for_best_model: {metric}\n"
+    arguments, training = parse(["--config", config(text)])
+    training.check(arguments, items=10)
+    assert training.greater_is_better is more
+    assert parse(["--config", config(f"{text}greater_is_better: {more}")])[1].greater_is_better is more
+    with pytest.raises(InputError, match=f"greater_is_better: {not more} with metric_for_best_model: {metric}"):
+        parse(["--config", config(f"{text}greater_is_better: {not more}")])
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"),
+    [
+        ("", "accuracy"),
+        ("", "perplexity"),
+        ("", "mrr"),
+        ("", "title_to_sid_recall@10"),
+        (GUARDED, "rating_rmse"),
+        (TASKED, "sid_to_title_exact"),
+        (TASKED, "rating_mae"),
+        (TASKED, "perplexity"),
+    ],
+)
+def test_a_metric_that_is_not_measured_is_refused(config, text: str, metric: str) -> None:
+    arguments, training = parse(["--config", config(f"{text}eval_ks: [5, 10]\nmetric_for_best_model: {metric}")])
+    with pytest.raises(InputError, match=f"metric_for_best_model: '{metric}' is not measured; choose loss, recall@k"):
+        training.check(arguments, items=10)
+
+
+def test_without_a_metric_the_loss_chooses(config) -> None:
+    best = "load_best_model_at_end: true\nsave_strategy: steps\neval_strategy: steps\n"
+    assert parse(["--config", config(best)])[1].greater_is_better is False
+    with pytest.raises(InputError, match="greater_is_better: True with metric_for_best_model: loss"):
+        parse(["--config", config(f"{best}greater_is_better: true")])
