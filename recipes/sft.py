@@ -75,7 +75,7 @@ def train_stage(stage: Stage) -> None:
     # Model
     prepared = prepare_model(
         arguments, table, dataset.catalog, seed=training.seed, popularity=popularity,
-        trust_remote_code=training.trust_remote_code,
+        trust_remote_code=training.trust_remote_code, protocol=splits.protocol,
     )  # fmt: skip
     tokenizer, vocab = prepared.tokenizer, prepared.vocab
 
@@ -115,7 +115,7 @@ def train_stage(stage: Stage) -> None:
         manifest=info,
         find_batch_size=arguments.find_batch_size,
         vocab=vocab,
-        objective=objective_of(arguments, vocab, tokenizer, device=training.device),
+        objective=objective_of(arguments, vocab, tokenizer, device=training.device, protocol=splits.protocol),
         parts=prepared.parts,
         task_names=[*arguments.tasks, *(["walks"] if walks else [])],
         sampler=sampler_of(parse_tasks(arguments.tasks), train["task"], training, processes=state.num_processes),

@@ -86,6 +86,7 @@ def prepare_model(
     seed: int,
     popularity: Sequence[int] | np.ndarray | None = None,
     trust_remote_code: bool = False,
+    protocol: str | None = None,
 ) -> Prepared:
     """Load or build the model, add the SID tokens, start their rows, and attach the adapter.
 
@@ -96,6 +97,7 @@ def prepare_model(
         seed: of the new rows.
         popularity: ``(items,)`` training counts, by which items that share a SID are ordered.
         trust_remote_code: run model code from the hub repository; read it before you allow it.
+        protocol: by which the training rows are split; that of ``start_from`` must be the same. None compares none.
 
     Raises:
         InputError: a built model with an adapter method or with settings of a pretrained one, or the other way
@@ -119,7 +121,7 @@ def prepare_model(
             f"model_config: it is for models that are built ({', '.join(BUILT_MODELS)}), not {arguments.model}"
         )
     if arguments.start_from:
-        check_start(arguments, table)
+        check_start(arguments, table, protocol=protocol)
         # Its tokens are those of its weights, though a built model's tokenizer would be trained on other titles today
         tokenizer = AutoTokenizer.from_pretrained(arguments.start_from)
     else:

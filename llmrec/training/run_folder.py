@@ -11,6 +11,7 @@ from typing import Any
 from llmrec.artifacts import read_json, write_json
 from llmrec.errors import InputError
 from llmrec.hub.info import INFO_FILE
+from llmrec.training.held_out import check_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ def check_resume(checkpoint: str | None, manifest: Mapping[str, Any]) -> None:
         manifest: what `describe_run` says of this run.
 
     Raises:
-        InputError: no checkpoint of ours, one without an optimiser's state, or one with other SIDs or another base.
+        InputError: no checkpoint of ours, one without an optimiser's state, or one with other SIDs, another base
+            or another protocol.
     """
     if checkpoint is None:
         return
@@ -129,6 +131,7 @@ def check_resume(checkpoint: str | None, manifest: Mapping[str, Any]) -> None:
             "holds weights alone; give another checkpoint (start_from: takes the weights of a finished bundle)"
         )
     before = read_json(path / INFO_FILE, "manifest of the checkpoint")
+    check_protocol(before, manifest.get("protocol"), source=f"resume_from_checkpoint: {checkpoint}")
     for keys, name, flag in SAME_TO_RESUME:
         there, here = _value(before, keys), _value(manifest, keys)
         if there != here:

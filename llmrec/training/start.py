@@ -14,6 +14,7 @@ from llmrec.hub.info import ADAPTER_CONFIG_FILE, INFO_FILE
 from llmrec.sids.table import SIDTable
 from llmrec.training.adapters import table_names
 from llmrec.training.config import RecipeArguments
+from llmrec.training.held_out import check_protocol
 from llmrec.training.rows import tables_of
 from llmrec.training.stages import AFTER, cannot_follow
 from llmrec.vocab import SIDVocab
@@ -21,19 +22,23 @@ from llmrec.vocab import SIDVocab
 _SAME_ADAPTER = ("r", "lora_alpha", "target_modules")
 
 
-def check_start(arguments: RecipeArguments, table: SIDTable, *, vocab_rows: int | None = None) -> str:
-    """Check that the bundle of ``start_from`` has the run's SIDs and its base, and a method that can be followed.
+def check_start(
+    arguments: RecipeArguments, table: SIDTable, *, vocab_rows: int | None = None, protocol: str | None = None
+) -> str:
+    """Check that the bundle of ``start_from`` is of the run's SIDs, base and protocol, and by a method to follow.
 
     Args:
         arguments: of the run.
         table: its SIDs.
-        vocab_rows: rows of its token tables.
+        vocab_rows: rows of its token tables; None compares none.
+        protocol: by which its rows are split; None compares none.
 
     Returns:
         The method by which the bundle was trained.
 
     Raises:
-        InputError: no bundle, or one of other SIDs, of another base, or of a method that cannot be followed.
+        InputError: no bundle, or one of other SIDs, of another base or protocol, or of a method that cannot be
+            followed.
     """
     path = Path(str(arguments.start_from))
     info = read_json(path / INFO_FILE, "manifest of the bundle of start_from")
@@ -47,6 +52,7 @@ def check_start(arguments: RecipeArguments, table: SIDTable, *, vocab_rows: int 
                 f"start_from: {path} has another {name} ({found[name]!r} there, {value!r} here); give model and sids "
                 "as they were there"
             )
+    check_protocol(info, protocol, source=f"start_from: {path}")
     method = info["method"]
     if arguments.method not in AFTER[method]:
         raise InputError(f"start_from: {path}: {cannot_follow(method, arguments.method)}")

@@ -97,6 +97,7 @@ def test_a_checkpoint_of_other_sids_or_another_base_is_refused(
         ({"base_model": "Qwen/Qwen3-0.6B"}, r"another base model \('tiny-qwen3' there, 'Qwen/Qwen3-0.6B' here\)"),
         ({"method": "lora"}, "another method .*; give --method as it was, or start anew without it"),
         ({"vocab_rows": 7}, "another number of token rows"),
+        ({"protocol": "temporal"}, "'leave_one_out', and this run's is 'temporal': it has trained on rows that are h"),
     ):
         with pytest.raises(InputError, match=message):
             check_resume(str(checkpoint), {**manifest, **change})

@@ -1,5 +1,6 @@
 """Distillation: equal to its slow twin on packed batches, closer to the teacher than plain training, and checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,11 @@ def test_messages(teacher: str, tmp_path: Path):
     ):
         with pytest.raises(InputError, match=message):
             build_objective("distillation", arguments, context=CONTEXT)
+    build_objective("distillation", {"teacher": teacher}, context=replace(CONTEXT, protocol="leave_one_out"))
+    with pytest.raises(
+        InputError, match=r"teacher .* was trained under protocol 'leave_one_out', and this run's is 't"
+    ):
+        build_objective("distillation", {"teacher": teacher}, context=replace(CONTEXT, protocol="temporal"))
     student = make_model(ROWS, seed=2)
     arguments = {"teacher": teacher, "hidden_weight": 1.0}
     add_labelled_forward(student, build_objective("distillation", arguments, context=CONTEXT), vocab=VOCAB)

@@ -281,5 +281,7 @@ def test_a_start_that_does_not_fit_is_refused(run, pretrained, tmp_path: Path) -
         run(model, method="new_rows", start_from=before)
     with pytest.raises(InputError, match=r"start_from: the adapter of .*before has another r .16 there, 8 here"):
         run(model, method="lora", lora_r=8, start_from=before)
+    with pytest.raises(InputError, match=r"before was trained under protocol 'leave_one_out', and this run's is 'tem"):
+        run(model, method="lora", protocol="temporal", start_from=before)
     with pytest.raises(InputError, match="manifest of the bundle of start_from"):
         run(model, method="lora", start_from=tmp_path / "nowhere")

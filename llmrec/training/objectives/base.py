@@ -27,11 +27,13 @@ class ObjectiveContext:
         vocab: the SIDs as tokens.
         tokenizer: of the model that trains.
         device: where it trains.
+        protocol: by which its rows are split; None where that is not known.
     """
 
     vocab: SIDVocab
     tokenizer: PreTrainedTokenizerBase
     device: torch.device | str = "cpu"
+    protocol: str | None = None
 
     @cached_property
     def trie(self) -> SIDTrie:

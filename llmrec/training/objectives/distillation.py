@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmrec.errors import InputError
 from llmrec.hub.bundle import Bundle, load_bundle
 from llmrec.training.forward import add_labelled_forward
+from llmrec.training.held_out import check_protocol
 from llmrec.training.labelled import Head, Labelled
 from llmrec.training.objectives.base import Objective, ObjectiveContext, check_number
 from llmrec.training.objectives.sid_labels import LevelTokens, in_parts, labels_by_level
@@ -39,7 +40,8 @@ def distillation(
         hidden_weight: times ``1 - cosine`` of both models' last hidden states at codes; needs the same hidden size.
 
     Raises:
-        InputError: a value out of its range, no such bundle, or one with other SIDs or another tokenizer.
+        InputError: a value out of its range, no such bundle, or one with other SIDs, another tokenizer or
+            another protocol.
 
     Paper: Xu et al., 2025, "SLMRec: Distilling Large Language Models into Small for Sequential Recommendation"
     (arXiv:2405.17890). How we differ: there, items are rows of an embedding and the states of four blocks of layers
@@ -139,7 +141,7 @@ def check_teacher(bundle: Bundle, context: ObjectiveContext, *, name: str) -> No
         name: of the bundle, for the message.
 
     Raises:
-        InputError: other SIDs, another tokenizer, or tokens that the model has no rows for.
+        InputError: other SIDs, another protocol or another tokenizer.
     """
     ours, theirs = context.vocab.table.hash, bundle.table.hash
     if ours != theirs:
@@ -147,6 +149,7 @@ def check_teacher(bundle: Bundle, context: ObjectiveContext, *, name: str) -> No
             f"objective distillation: teacher {name} has other SIDs (hash {theirs[:12]}) than the student "
             f"({ours[:12]}); train the teacher on the same SID folder"
         )
+    check_protocol(bundle.info, context.protocol, source=f"objective distillation: teacher {name}")
     differing = different_token(context.tokenizer, bundle.tokenizer)
     if differing is not None:
         raise InputError(

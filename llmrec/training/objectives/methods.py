@@ -82,6 +82,7 @@ def objective_of(
     tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device | str = "cpu",
+    protocol: str | None = None,
 ) -> Objective:
     """Return the objective that a recipe's arguments name.
 
@@ -90,9 +91,10 @@ def objective_of(
         vocab: the SIDs.
         tokenizer: of the model that trains.
         device: where it trains.
+        protocol: by which its rows are split.
 
     Raises:
         InputError: as `build_objective` says.
     """
     given = parse_mapping(arguments.objective_args, "objective_args")
-    return build_objective(arguments.objective, given, context=ObjectiveContext(vocab, tokenizer, device))
+    return build_objective(arguments.objective, given, context=ObjectiveContext(vocab, tokenizer, device, protocol))
