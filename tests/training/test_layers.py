@@ -1,11 +1,15 @@
 """Freezing, slower lower layers, and SID rows at a rate of their own, against optimisers written out by hand."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
@@ -211,3 +215,16 @@ def test_what_is_refused(make_model: MakeModel, vocab) -> None:
         TrainedParts(make_model(), SIDS, freeze=["layers.5-2"])
     with pytest.raises(InputError, match="freeze: model, sid_rows leaves nothing to train"):
         TrainedParts(make_model(), SIDS, freeze=["model", "sid_rows"])
+
+
+def test_sid_rows_of_a_table_cut_over_processes_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = make_model()
+        parts = TrainedParts(model, SIDS, sid_learning_rate=1e-2)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(InputError, match="method: full cannot do with a table that FSDP or ZeRO-3 cuts"):
+            parts.set_rates(AdamW(model.parameters(), lr=1e-3), model)
+        TrainedParts(model, SIDS).set_rates(AdamW(model.parameters(), lr=1e-3), model)
+    finally:
+        dist.destroy_process_group()

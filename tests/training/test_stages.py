@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
 
 from llmrec.errors import InputError
 from llmrec.hub import load_bundle
+from llmrec.training.adapters import attach_adapter
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
 from llmrec.training.parser import parse_recipe
 from llmrec.training.stages import stages_of
+from llmrec.training.start import begin_with
 from llmrec.training.tokenizer import train_tokenizer
 
 main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "sft.py"))["main"]
@@ -261,6 +264,29 @@ def test_frozen_parts_through_the_trainer(run, pretrained, vocab) -> None:
     run(model, weight_decay=0.1, **settings)
     for name, value in weights(out).items():
         assert torch.equal(value, ended[name]), name
+
+
+@pytest.mark.parametrize("method", ["new_rows", "lora"])
+def test_an_encoder_decoder_begins_where_an_adapter_ended(vocab, tmp_path: Path, method: str) -> None:
+    def build() -> T5ForConditionalGeneration:
+        with torch.random.fork_rng():
+            torch.random.default_generator.manual_seed(0)
+            sizes = {"vocab_size": 640, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 2}
+            config: Any = T5Config(**sizes)
+            config.decoder_start_token_id = 0
+            return T5ForConditionalGeneration(config).eval()
+
+    ids = vocab.item_token_ids[:2]
+    adapted = attach_adapter(build(), vocab, method=method, rank=2).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        expected = adapted(input_ids=ids, decoder_input_ids=ids).logits
+        adapted.save_pretrained(str(tmp_path))
+        whole = begin_with(build(), tmp_path, vocab, before=method, method="full").eval()
+        torch.testing.assert_close(whole(input_ids=ids, decoder_input_ids=ids).logits, expected, atol=1e-5, rtol=0)
+    assert all(parameter.requires_grad for parameter in whole.parameters())
 
 
 def test_what_a_later_stage_would_refuse_is_refused_at_once(run, pretrained, tmp_path: Path) -> None:
