@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,21 @@ PROMPTS = ("plain", "chat")
 SID_INITS = ("mean", "text")
 PERPLEXITY_ACTIONS = ("warn", "stop")
 DTYPES = ("float32", "bfloat16", "float16")
+NOT_FOLLOWED = (
+    ("completion_only_loss", "which tokens are labels is said by supervise and tasks"),
+    ("assistant_only_loss", "which tokens are labels is said by supervise and tasks"),
+    ("packing_strategy", "lines are packed batch by batch, in one way"),
+    ("eval_packing", "held-out rows are laid out as packing says"),
+    ("padding_free", "packing: true leaves no padding either"),
+    ("truncation_mode", "rows that are too long lose the oldest items of their history"),
+    ("dataset_text_field", "rows are made of a dataset folder and its SIDs"),
+    ("dataset_num_proc", "rows are made in one process"),
+    ("shuffle_dataset", "rows are shuffled anew each epoch by seed"),
+    ("chat_template_path", "the chat template is the tokenizer's own, and prompt: chat uses it"),
+    ("eos_token", "rows are made with the tokenizer's own tokens"),
+    ("pad_token", "rows are made with the tokenizer's own tokens"),
+)
+"""Settings of TRL that would be passed over, and what says the same here."""
 TASK_METRICS = ("ndcg@10", "prefix_accuracy@1", "exact", "chrf", "accuracy", "rmse")
 """Metrics of a task that are logged beside its main one."""
 
@@ -372,6 +387,11 @@ class SFTRecipeConfig(SFTConfig):
             )
         if self.loss_type != "nll":
             raise InputError(f"loss_type: {self.loss_type!r}; leave it at nll and choose an objective")
+        defaults = {entry.name: entry.default for entry in fields(SFTConfig)}
+        for name, why in NOT_FOLLOWED:
+            value = getattr(self, name, None)
+            if name in defaults and value != defaults[name]:
+                raise InputError(f"{name}: {value!r}; it is not followed here, since {why}; leave it out")
         _whole("per_device_train_batch_size", self.per_device_train_batch_size, least=1)
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
             raise InputError(

@@ -1,13 +1,16 @@
 """Recipe arguments: from YAML and flags, refused when they do not fit; and every YAML in the repository parses."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from trl import SFTConfig
 
 from llmrec.errors import InputError
-from llmrec.training.config import RecipeArguments, SFTRecipeConfig, trains_on_gpu
+from llmrec.training.config import NOT_FOLLOWED, RecipeArguments, SFTRecipeConfig, trains_on_gpu
 from llmrec.training.parser import parse_recipe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*/sft_*.yaml"))
@@ -189,3 +192,19 @@ def test_without_a_metric_the_loss_chooses(config) -> None:
     assert parse(["--config", config(best)])[1].greater_is_better is False
     with pytest.raises(InputError, match="greater_is_better: True with metric_for_best_model: loss"):
         parse(["--config", config(f"{best}greater_is_better: true")])
+
+
+@pytest.mark.parametrize("name", [name for name, _ in NOT_FOLLOWED])
+def test_settings_of_trl_that_rows_do_not_follow_are_refused(name: str, tmp_path: Path) -> None:
+    """Each exists, is let through at its default, and is refused at another value."""
+    default: Any = {entry.name: entry.default for entry in fields(SFTConfig)}[name]
+    settings: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True}
+    assert getattr(SFTRecipeConfig(**{**settings, name: default}), name) == default
+    other: Any = not default if isinstance(default, bool) else "wrapped" if isinstance(default, str) else 2
+    with pytest.raises(InputError, match=rf"^{name}: {other!r}; it is not followed here, since .+; leave it out$"):
+        SFTRecipeConfig(**{**settings, name: other})
+
+
+def test_labels_of_every_token_are_not_promised(config) -> None:
+    with pytest.raises(InputError, match="completion_only_loss: False; it is not followed here"):
+        parse(["--config", config("completion_only_loss: false")])
