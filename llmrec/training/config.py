@@ -96,7 +96,7 @@ class RecipeArguments:
     sids: str = field(metadata={"help": "SID folder, as data_prep/learn_sids.py writes it."})
     model: str = field(
         default="small-qwen3",
-        metadata={"help": "Hub id or path of a causal LM; tiny-qwen3 or small-qwen3 are built from a config."},
+        metadata={"help": "Hub id or path of a causal LM or T5; tiny-qwen3, small-qwen3, tiny-t5 and tiger-t5 are built."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Hub revision of the model."})
     random_weights: bool = field(
@@ -104,7 +104,7 @@ class RecipeArguments:
         metadata={"help": "Take shape and tokenizer of a pretrained model, and draw its weights anew by the seed."},
     )
     model_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Config fields that override those of tiny-qwen3 or small-qwen3."}
+        default=None, metadata={"help": "Config fields that override those of a built model."}
     )
     text_vocab_size: int = field(
         default=1024, metadata={"help": "Text tokens of a tokenizer trained on the catalogue (built models only)."}
@@ -446,7 +446,9 @@ class SFTRecipeConfig(SFTConfig):
         measured |= {f"{name}@{k}" for name in ("recall", "ndcg") for k in arguments.eval_ks}
         if arguments.language_guard:
             measured |= {"perplexity", "perplexity_ratio"}
-        if metric not in measured and not (arguments.eval_tasks and _of_task(metric, arguments.tasks or {})):
+        if metric not in measured and not (
+            arguments.eval_tasks and _of_task(metric, parse_mapping(arguments.tasks, "tasks"))
+        ):
             raise InputError(
                 f"metric_for_best_model: {self.metric_for_best_model!r} is not measured; choose loss, recall@k or "
                 f"ndcg@k with k from eval_ks ({arguments.eval_ks}), with eval_tasks: true TASK_METRIC, such as "
