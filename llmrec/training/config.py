@@ -96,7 +96,9 @@ class RecipeArguments:
     sids: str = field(metadata={"help": "SID folder, as data_prep/learn_sids.py writes it."})
     model: str = field(
         default="small-qwen3",
-        metadata={"help": "Hub id or path of a causal LM or T5; tiny-qwen3, small-qwen3, tiny-t5 and tiger-t5 are built."},
+        metadata={
+            "help": "Hub id or path of a causal LM or T5; tiny-qwen3, small-qwen3, tiny-t5 and tiger-t5 are built."
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Hub revision of the model."})
     random_weights: bool = field(
