@@ -271,7 +271,7 @@ def test_an_encoder_decoder_begins_where_an_adapter_ended(vocab, tmp_path: Path,
     def build() -> T5ForConditionalGeneration:
         with torch.random.fork_rng():
             torch.random.default_generator.manual_seed(0)
-            sizes = {"vocab_size": 640, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 2}
+            sizes: Any = {"vocab_size": 640, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 2}
             config: Any = T5Config(**sizes)
             config.decoder_start_token_id = 0
             return T5ForConditionalGeneration(config).eval()
