@@ -1,6 +1,6 @@
 """The catalogue: item ids and their text, in an order that gives every item its row number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -62,6 +62,24 @@ class Catalog:
     def hash(self) -> str:
         """SHA-256 of the item ids in order: what embeddings and SID tables are tied to."""
         return text_sha256(*self.item_ids)
+
+    def without_text(self, rows: Collection[int]) -> "Catalog":
+        """Return the same items, of which some have no text: their ids as titles, as importers write it.
+
+        Args:
+            rows: of those items.
+        """
+        if not rows:
+            return self
+        hidden = [row in rows for row in range(len(self))]
+        columns = {
+            name: tuple(
+                (self.item_ids[row] if name == "title" else "") if hidden[row] else value
+                for row, value in enumerate(values)
+            )
+            for name, values in self.columns.items()
+        }
+        return Catalog(self.item_ids, columns)
 
     def texts(self, columns: Sequence[str]) -> list[str]:
         """Return one text an item: its non-blank values of ``columns`` joined by ``". "``, else its title.

@@ -121,7 +121,7 @@ def task_rng(seed: int, name: str) -> random.Random:
 
 
 def held_out_rows(items: int, share: float, seed: int) -> frozenset[int]:
-    """Return the item rows that tasks about one item's words leave out of training (``hold_out_items``).
+    """Return the item rows whose words are left out of training (``hold_out_items``).
 
     Args:
         items: size of the catalogue.
@@ -151,7 +151,8 @@ def make_examples(
         histories: training rows.
         seed: of the tasks' own choices.
         inputs: what lies beside catalogue and rows (`TaskInputs`), for tasks that take it.
-        without: item rows held out: examples about them (``Example.item``) are left out.
+        without: item rows held out: tasks see no text of theirs, and examples about one of them (``Example.item``) are
+            left out.
 
     Raises:
         InputError: an unknown task or option, something that a task needs and the dataset lacks, or a task without
@@ -161,6 +162,7 @@ def make_examples(
     check_needs(checked, catalog, inputs, options={name: spec.options for name, spec in checked.items()})
     made = {}
     held_out = frozenset(without)
+    catalog = catalog.without_text(held_out)
     for name, spec in checked.items():
         function, rng = resolve(name, TASKS, "task"), task_rng(seed, name)
         beside = {"inputs": inputs} if "inputs" in inspect.signature(function).parameters else {}

@@ -23,11 +23,6 @@ def short_text(text: str, characters: int) -> str:
     return text[:end] if end > 0 else text[:characters]
 
 
-def short_title(title: str) -> str:
-    """Return a title of at most 200 characters, cut at the last space where it is longer."""
-    return short_text(title, TITLE_CHARACTERS)
-
-
 def short_titles(catalog: Catalog, characters: int = TITLE_CHARACTERS) -> list[str]:
     """Return each item's title, cut, and blank for an item whose title is its id.
 

@@ -28,6 +28,7 @@ from llmrec.decoding.prompts import SHARED_ENCODER_MODELS
 from llmrec.errors import InputError
 from llmrec.hub.adapter_rows import auto_class
 from llmrec.sids.table import SIDTable
+from llmrec.tasks.mixture import held_out_rows
 from llmrec.training.adapters import attach_adapter
 from llmrec.training.config import RecipeArguments, parse_mapping
 from llmrec.training.layers import TrainedParts
@@ -139,7 +140,10 @@ def prepare_model(
         check_seq2seq(model, supervise=arguments.supervise, name=arguments.model)
     vocab = SIDVocab(tokenizer, table, popularity=popularity)
     rows = grow_rows(model, tokenizer)
-    init_sid_rows(model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed)
+    hidden = held_out_rows(len(catalog), arguments.hold_out_items, seed)
+    init_sid_rows(
+        model, tokenizer, vocab, method=arguments.sid_init, catalog=catalog, seed=seed, without=hidden
+    )  # fmt: skip
     before = None
     if arguments.start_from:
         before = check_start(arguments, table, vocab_rows=rows)

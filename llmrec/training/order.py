@@ -10,8 +10,8 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from llmrec.errors import InputError
+from llmrec.training.collator import IGNORED
 
-IGNORED = -100
 STRATEGIES = ("random", "group_by_length", "sequential")
 
 

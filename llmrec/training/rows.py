@@ -1,5 +1,6 @@
 """New rows for SID tokens: grow the embedding tables and give every SID token a start of its own."""
 
+from collections.abc import Collection
 from typing import cast
 
 import numpy as np
@@ -48,6 +49,7 @@ def init_sid_rows(
     method: str = "mean",
     catalog: Catalog | None = None,
     seed: int = 0,
+    without: Collection[int] = (),
 ) -> None:
     """Set the rows of all SID tokens, by token id, in the input embeddings and in an untied head.
 
@@ -64,6 +66,7 @@ def init_sid_rows(
         method: ``mean`` or ``text``.
         catalog: the items; ``text`` needs it.
         seed: of the noise.
+        without: item rows whose titles ``text`` does not read.
 
     Raises:
         InputError: another method, or ``text`` without a catalogue.
@@ -80,7 +83,7 @@ def init_sid_rows(
         noise = torch.randn(len(new), table.shape[1], generator=generator) * spread
         rows = mean + noise
         if method == "text" and catalog is not None:
-            deviation, used = _code_text(table, tokenizer, vocab, catalog)
+            deviation, used = _code_text(table, tokenizer, vocab, catalog, without)
             scale = spread.norm() / deviation[used].norm(dim=1).mean().clamp_min(1e-12)
             rows = torch.where(used[:, None], mean + deviation * scale + 0.1 * noise, rows)
         with torch.no_grad():
@@ -95,11 +98,12 @@ def _text_rows(table: Tensor, tokens: int, new: Tensor) -> Tensor:
 
 
 def _code_text(
-    table: Tensor, tokenizer: PreTrainedTokenizerBase, vocab: SIDVocab, catalog: Catalog
+    table: Tensor, tokenizer: PreTrainedTokenizerBase, vocab: SIDVocab, catalog: Catalog, without: Collection[int]
 ) -> tuple[Tensor, Tensor]:
     """Return for each SID token, in `trainable_token_indices` order, its items' words and whether it has items."""
     weights = table.detach().float().cpu()
     encoded = tokenizer(list(catalog.titles), add_special_tokens=False)["input_ids"]
+    encoded = [[] if row in without else ids for row, ids in enumerate(encoded)]
     flat = torch.tensor([token for ids in encoded for token in ids] or [0])
     owner = torch.tensor(np.repeat(np.arange(len(encoded)), [len(ids) for ids in encoded]))
     item_text = torch.zeros(len(encoded), weights.shape[1])
@@ -114,6 +118,7 @@ def _code_text(
     for level, token_ids in enumerate(vocab.level_token_ids):
         codes = torch.from_numpy(vocab.table.codes[:, level])
         has = codes >= 0
+        has[list(without)] = False
         sums = torch.zeros(len(token_ids), weights.shape[1]).index_add_(0, codes[has], item_text[has])
         members = torch.bincount(codes[has], minlength=len(token_ids))
         filled = members > 0

@@ -15,7 +15,7 @@ from llmrec.tasks.categories import category_of
 from llmrec.tasks.inputs import TaskInputs
 from llmrec.tasks.mixture import TASKS
 from llmrec.tasks.needs import NEEDS, runnable_tasks
-from llmrec.tasks.short_text import short_title
+from llmrec.tasks.short_text import TITLE_CHARACTERS, short_text
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
@@ -95,7 +95,7 @@ def test_every_task_runs(dataset: DatasetFolder) -> None:
 
 def test_all_titles_read_back(dataset: DatasetFolder) -> None:
     tokenizer = train_tokenizer(dataset.catalog.titles[:500], vocab_size=512)
-    titles = [short_title(title) for title in dataset.catalog.titles]
+    titles = [short_text(title, TITLE_CHARACTERS) for title in dataset.catalog.titles]
     assert all(titles)
     encoded = tokenizer(titles, add_special_tokens=False)["input_ids"]
     assert tokenizer.batch_decode(encoded) == titles

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -118,6 +119,19 @@ def test_held_out_items_stay_out_of_tasks_of_items_alone(vocab: SIDVocab) -> Non
     assert len(items) == 18
     assert not {example.item for example in items} & held_out
     assert sum(example.task == "next_item" for example in mixed) == 40, "histories hold all items"
+
+
+def test_no_task_sees_words_of_items_held_out(vocab: SIDVocab) -> None:
+    """A history in titles names them by their SIDs, as it names items without a title."""
+    held_out = held_out_rows(12, 0.25, seed=5)
+    settings = {"catalog": CATALOG, "vocab": vocab, "histories": ROWS, "seed": 0}
+    tasks = {"history_title_to_sid": 1.0, "next_item": 1.0}
+    words = re.compile("|".join(rf"{CATALOG.titles[row]}(?!\d)" for row in held_out))
+    assert any(words.search(example.prompt) for example in mix_tasks(tasks, **settings))
+    mixed = mix_tasks(tasks, **settings, without=held_out)
+    assert len(mixed) == 80
+    assert not any(words.search(example.prompt) for example in mixed)
+    assert any(vocab.tokens(row) in example.prompt for example in mixed for row in held_out)
 
 
 @pytest.mark.parametrize(

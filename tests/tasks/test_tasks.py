@@ -13,7 +13,7 @@ from llmrec.tasks.item_text import sid_to_title, title_to_sid
 from llmrec.tasks.mixture import TASKS, mix_tasks, repeat_by_weight
 from llmrec.tasks.needs import NEEDS
 from llmrec.tasks.next_item import next_item
-from llmrec.tasks.short_text import TITLE_CHARACTERS, short_title
+from llmrec.tasks.short_text import TITLE_CHARACTERS, short_text
 from llmrec.training.tokenizer import train_tokenizer
 from llmrec.vocab import SIDVocab, add_sid_tokens
 
@@ -50,10 +50,10 @@ def test_item_text_keeps_quotes_commas_and_other_scripts(catalog: Catalog, vocab
 
 
 def test_long_titles_are_cut_at_a_space() -> None:
-    assert short_title("x" * 300) == "x" * TITLE_CHARACTERS
+    assert short_text("x" * 300, TITLE_CHARACTERS) == "x" * TITLE_CHARACTERS
     long = "word " * 60
-    assert short_title(long) == ("word " * 40).strip()
-    assert short_title("short") == "short"
+    assert short_text(long, TITLE_CHARACTERS) == ("word " * 40).strip()
+    assert short_text("short", TITLE_CHARACTERS) == "short"
 
 
 def test_weights_count_examples(catalog: Catalog, vocab: SIDVocab) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from llmrec.data.items import Catalog
 from llmrec.errors import InputError
 from llmrec.training.adapters import attach_adapter
 from llmrec.training.rows import add_residual_dropout, grow_rows, init_sid_rows, is_tied
@@ -73,6 +74,18 @@ def test_text_rows_follow_their_items(make_model: MakeModel, tokenizer, vocab, c
         (rows - rows.mean(0))[:, None], (words - words.mean(0))[None], dim=-1
     )
     assert similarity.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_text_rows_do_not_read_items_held_out(make_model: MakeModel, tokenizer, vocab, catalog) -> None:
+    rows = torch.tensor(vocab.trainable_token_indices)
+    other = Catalog(catalog.item_ids, {"title": ("purple elephants", *catalog.titles[1:])})
+    found = []
+    for titles, without in ((catalog, {0}), (other, {0}), (other, ())):
+        model = make_model()
+        init_sid_rows(model, tokenizer, vocab, method="text", catalog=titles, seed=1, without=without)
+        found.append(model.get_input_embeddings().weight[rows].detach())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
 
 
 def test_unused_code_still_gets_a_row(make_model: MakeModel, tokenizer, vocab, catalog) -> None:
