@@ -132,7 +132,7 @@ class Synthetic:
         last = [row.items[-1] for row in leave_one_out(self.interactions, max_history=1).test]
         return float(best[self.cluster_of[last]].mean())
 
-    def manifest(self, ks: Sequence[int] = (5, 10)) -> dict[str, Any]:
+    def manifest(self, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
         """Return what the dataset folder's manifest states: where it comes from, the process and its ceiling."""
         return {
             "name": "synthetic",
