@@ -1,0 +1,93 @@
+"""The training rows that preferences are made for, as arrays."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+
+from llmrec.data.splits import History
+from llmrec.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Training rows that get rejected items.
+
+    Args:
+        histories: item rows before each target, oldest first, as the prompt shows them.
+        targets: ``(rows,)`` int64 items that were taken.
+        numbers: ``(rows,)`` int64 number of each row among all training rows; what is drawn for a row depends on it
+            and the seed, not on what else is drawn or by how many processes.
+        users: ``(rows,)`` int64 user numbers.
+    """
+
+    histories: Sequence[Sequence[int]] = field(repr=False)
+    targets: np.ndarray = field(repr=False)
+    numbers: np.ndarray = field(repr=False)
+    users: np.ndarray = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @classmethod
+    def of(cls, rows: Sequence[History], *, numbers: np.ndarray | None = None) -> Self:
+        """Return training rows as questions.
+
+        Args:
+            rows: training rows alone, so that nothing of validation or test is learned.
+            numbers: of the rows among all training rows; None takes those of ``rows`` itself.
+        """
+        found = np.arange(len(rows)) if numbers is None else np.asarray(numbers, dtype=np.int64)
+        return cls(
+            [row.items for row in rows],
+            np.fromiter((row.target for row in rows), dtype=np.int64, count=len(rows)),
+            found,
+            np.fromiter((row.user for row in rows), dtype=np.int64, count=len(rows)),
+        )
+
+    def take(self, places: np.ndarray) -> Self:
+        """Return the questions at some places, in their order."""
+        chosen = np.asarray(places, dtype=np.int64)
+        histories = [self.histories[place] for place in chosen.tolist()]
+        return type(self)(histories, self.targets[chosen], self.numbers[chosen], self.users[chosen])
+
+    def name(self, place: int) -> str:
+        """Return what an error calls a row."""
+        return f"training row {int(self.numbers[place])} (user {int(self.users[place])})"
+
+
+def choose_questions(
+    rows: Sequence[History], *, prompts: int = 0, seed: int = 0, start: int = 0, retired: np.ndarray | None = None
+) -> Questions:
+    """Draw training rows, different ones for each ``start`` until all were drawn once.
+
+    All rows are put into one seeded order; a call takes ``prompts`` of them from place ``start``, and begins anew at
+    the end. They come back in the order of the data.
+
+    Args:
+        rows: all training rows.
+        prompts: how many; 0, or more than there are, takes all.
+        seed: of the order.
+        start: how many rows were taken before.
+        retired: ``(items,)`` bool: rows with such a target are left out, for no search can find them.
+
+    Raises:
+        InputError: no row is left, or a negative number.
+    """
+    if prompts < 0 or start < 0:
+        raise InputError(f"prompts: {prompts}; 0 takes all training rows, another number so many")
+    kept = np.arange(len(rows))
+    if retired is not None and len(rows):
+        kept = kept[~np.asarray(retired)[[row.target for row in rows]]]
+        if len(kept) < len(rows):
+            logger.info("%d training rows are left out: their target is retired", len(rows) - len(kept))
+    if not len(kept):
+        raise InputError("preferences: there is no training row to make them for; give another dataset or protocol")
+    if 0 < prompts < len(kept):
+        order = np.random.default_rng(seed).permutation(kept)
+        kept = np.sort(np.take(order, np.arange(start, start + prompts), mode="wrap"))
+    return Questions.of([rows[place] for place in kept.tolist()], numbers=kept)
