@@ -58,8 +58,8 @@ def ddro(batch: Preferences, beta: float) -> Tensor:
     """Return ``(batch,)`` losses: the mean over the rejected of minus the log-probability that the chosen one wins.
 
     Paper: Direct Document Relevance Optimization (Mekonnen et al., 2025, arXiv 2504.05181): DPO's formula with
-    document identifiers as completions. Its rows are triples of a query and two documents; here each list counts once, however
-    many it rejects, where ``sigmoid`` counts each pair.
+    document identifiers as completions. Its rows are triples of a query and two documents; here each list counts
+    once, however many it rejects, where ``sigmoid`` counts each pair.
     """
     return _mean(-logsigmoid(batch.logits(beta)), batch)
 
