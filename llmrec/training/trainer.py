@@ -1,18 +1,14 @@
 """What our trainers share: the loss of each label, its sums by task, speed, and recommendations at evaluations."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers.trainer_utils import EvalLoopOutput
 
-from llmrec.training.layers import TrainedParts
+from llmrec.training.bundle_trainer import BundleTrainer
 from llmrec.training.steady import SteadyTrainer
-from llmrec.training.validation import Validation
 
 
 class TaskMeter:
@@ -78,7 +74,7 @@ def _tokens(inputs: Mapping[str, Tensor]) -> Tensor | int:
     return inputs["attention_mask"].sum() + answers if "attention_mask" in inputs else inputs["input_ids"].numel()
 
 
-class RecommenderTrainer(SteadyTrainer):
+class RecommenderTrainer(BundleTrainer, SteadyTrainer):
     """The part that our trainers share; stands before the trainer of TRL or transformers in a class's bases.
 
     The model's forward returns the loss of each label (`add_labelled_forward`, `add_seq2seq_forward`) for the batches
@@ -87,53 +83,24 @@ class RecommenderTrainer(SteadyTrainer):
 
     Args:
         *args: as the other trainer takes them.
-        validation: scores the model at each evaluation, beside the loss; its ``eval_recall@k`` and ``eval_ndcg@k`` can
-            be named by ``metric_for_best_model``.
-        save_sidecars: writes what belongs beside the weights (tokenizer, SID table, manifest) into a folder.
         task_names: by task number, for ``loss/<task>`` in the logs; None logs the loss alone.
-        measures: further scores, each called with model and accelerator at each evaluation, returning metrics.
-        parts: what trains, and at which learning rate; None trains all at one.
-        **kwargs: as the other trainer takes them.
+        **kwargs: as `BundleTrainer`, `SteadyTrainer` and the other trainer take them.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        validation: Validation | None,
-        save_sidecars: Callable[[Path], None],
-        task_names: Sequence[str] | None = None,
-        measures: Sequence[Callable[..., Mapping[str, float]]] = (),
-        parts: TrainedParts | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self._parts = parts
+    def __init__(self, *args: Any, task_names: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The loss is divided by the labels of the whole step, accumulation included.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.task_names = list(task_names or ["all"])
-        self._validation, self._save_sidecars, self._measures = validation, save_sidecars, list(measures)
         self._meters = {"train": TaskMeter(self.task_names), "eval": TaskMeter(["eval"])}
         self._num_tokens = 0.0
-        self._since: float | None = None
-        self._paused = 0.0
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """Return the other trainer's optimiser, its parameters divided by learning rate."""
-        new = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if new and self._parts is not None and self.model is not None:
-            self._parts.set_rates(optimizer, self.model)
-        return optimizer
 
     # Loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Tensor]], device: torch.device) -> Tensor:
         count = torch.tensor(sum(batch["targets"].numel() for batch in batch_samples), device=device)
         return self._gather(count[None]).sum()
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        return cast(Tensor, self.accelerator.gather(tensor)) if self.args.world_size > 1 else tensor
 
     def compute_loss(
         self,
@@ -163,12 +130,6 @@ class RecommenderTrainer(SteadyTrainer):
             self._meters[mode].add(losses, tasks, outputs.get("hits"), tokens=_tokens(inputs))
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return a micro-batch's loss; the clock starts with the first."""
-        if self._since is None:
-            self._since, self._paused = time.perf_counter(), 0.0
-        return super().training_step(*args, **kwargs)
-
     def prediction_step(
         self,
         model: nn.Module,
@@ -189,10 +150,9 @@ class RecommenderTrainer(SteadyTrainer):
             labels, tokens = found.pop("labels", 0.0), found.pop("tokens", 0.0)
             found.pop("loss", None)
             logs.update(found)
-            if self._since is not None and tokens:
-                seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+            seconds = self.seconds_trained()
+            if seconds is not None and tokens:
                 logs["tokens_per_second"], logs["labels_per_second"] = tokens / seconds, labels / seconds
-            self._since = None
             self._num_tokens += tokens
             logs["num_tokens"] = self._num_tokens
         super().log(logs, start_time)
@@ -207,32 +167,3 @@ class RecommenderTrainer(SteadyTrainer):
             if name in found and output.metrics is not None:
                 output.metrics[f"{prefix}_{name}"] = found[name]
         return output
-
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Return the loss on held-out rows, and Recall and NDCG over the whole catalogue."""
-        start = time.perf_counter()
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
-        measures = [] if self._validation is None else [self._validation.metrics]
-        for measure in (*measures, *self._measures):
-            found = dict(measure(model, self.accelerator, prefix=metric_key_prefix))
-            self.log(dict(found))
-            metrics.update(found)
-        self._paused += time.perf_counter() - start
-        return metrics
-
-    # Saving
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        start = time.perf_counter()
-        super()._save_checkpoint(model, trial)
-        self._paused += time.perf_counter() - start
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        folder = Path(output_dir or str(self.args.output_dir))
-        self._save_sidecars(folder)
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and run.json says more
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: the bundle's own card is written when the run ends."""
