@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llmrec.errors import InputError
 from llmrec.registry import resolve
 from llmrec.rewards import REWARDS
@@ -60,8 +62,9 @@ def build_rewards(spec: Mapping[str, Any], vocab: SIDVocab, inputs: RewardInputs
 
     Raises:
         InputError: no reward, an unknown name or option, a weight that is no number, all weights 0, a value that a
-            reward refuses.
+            reward refuses, or inputs of another catalogue.
     """
+    _check_inputs(vocab, inputs)
     functions, weights = [], []
     for name, weight, factory, options in _parse(spec):
         reward = factory(vocab, **options, inputs=inputs) if is_factory(factory) else factory
@@ -90,6 +93,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the nearest of some names as a question, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=2)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _check_inputs(vocab: SIDVocab, inputs: RewardInputs) -> None:
+    if inputs.catalog is not None:
+        vocab.table.check_catalog(inputs.catalog.hash, path="rewards")
+    if inputs.popularity is not None and np.shape(inputs.popularity) != (len(vocab),):
+        raise InputError(
+            f"rewards: popularity of shape {np.shape(inputs.popularity)} for {len(vocab)} items; count the training "
+            "part of this dataset"
+        )
 
 
 def _parse(spec: Mapping[str, Any]) -> list[tuple[str, float, Callable[..., Any], dict[str, Any]]]:

@@ -65,21 +65,17 @@ def read_candidates(completion_ids: Sequence[Sequence[int]], vocab: SIDVocab) ->
         completion_ids: token ids of each completion.
         vocab: the SIDs.
     """
-    known = _known(vocab)
+    known = frozenset(vocab.trainable_token_indices)
     found = np.full((len(completion_ids), vocab.levels), -1, dtype=np.int64)
     for number, ids in enumerate(completion_ids):
-        sid = last_sid(ids, known)
-        if len(sid) <= vocab.levels:
-            found[number, : len(sid)] = sid
+        start, stop = last_sid(ids, known)
+        if stop - start <= vocab.levels:
+            found[number, : stop - start] = ids[start:stop]
     return Candidates(found, vocab)
 
 
-def _known(vocab: SIDVocab) -> frozenset[int]:
-    return frozenset(vocab.trainable_token_indices)
-
-
-def last_sid(ids: Sequence[int], known: frozenset[int]) -> list[int]:
-    """Return the last tokens of a completion that are SID tokens, in a row; empty where it has none.
+def last_sid(ids: Sequence[int], known: frozenset[int]) -> tuple[int, int]:
+    """Return where the last SID tokens in a row of a completion begin and end; equal where it has none.
 
     Args:
         ids: of the completion.
@@ -91,7 +87,7 @@ def last_sid(ids: Sequence[int], known: frozenset[int]) -> list[int]:
     start = stop
     while start and ids[start - 1] in known:
         start -= 1
-    return list(ids[start:stop])
+    return start, stop
 
 
 def read_targets(target: Sequence[int] | None, candidates: Candidates, *, reward: str) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""What a trained baseline thinks of a candidate after the user's history."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmrec.baselines.item_scores import score_items
+from llmrec.errors import InputError
+from llmrec.rewards.candidates import read_candidates
+from llmrec.rewards.groups import by_group, check_groups
+from llmrec.rewards.inputs import Reward, RewardInputs
+from llmrec.rewards.options import check_choice, check_number
+from llmrec.rewards.saved_baseline import load_baseline
+from llmrec.rewards.within_group import SCALES, scale_scores
+from llmrec.vocab import SIDVocab
+
+
+def collaborative(
+    vocab: SIDVocab,
+    *,
+    baseline: str,
+    scale: str = "rank",
+    temperature: float = 1.0,
+    kind: str | None = None,
+    inputs: RewardInputs,
+) -> Reward:
+    """Return the score that a saved baseline gives each candidate, on a scale within its group.
+
+    Of items that share a SID the most popular one is scored.
+
+    Args:
+        vocab: the SIDs.
+        baseline: folder of a fitted baseline, such as a `SASRec`, written by ``save_pretrained``.
+        scale: ``rank``, ``softmax``, ``zscore`` or ``none``, as `scale_scores` takes them.
+        temperature: of ``softmax``, above 0.
+        kind: class of a baseline of the user's own, ``package.module:Class``.
+        inputs: ``num_generations``, ``sequences`` or ``popularity``, ``folder`` are read.
+
+    Raises:
+        InputError: an option out of range, or as `load_baseline` says.
+
+    Paper: MiniOneRec (Kong et al., 2025, arXiv:2510.24431), its collaborative reward, a SASRec's score as it stands.
+    How we differ: a scale within the group, any baseline, what is no item counts as the worst (theirs scores a random
+    item there), and a baseline that has seen more than the training part is refused.
+    """
+    how = check_choice("collaborative", "scale", scale, SCALES)
+    heat = check_number("collaborative", "temperature", temperature, low=1e-6)
+    size = inputs.num_generations
+    judge = load_baseline(baseline, reward="collaborative", inputs=inputs, items=len(vocab), kind=kind)
+
+    def reward(
+        *,
+        completion_ids: list[list[int]],
+        history: Sequence[Sequence[int]] | None = None,
+        prompts: Sequence[Any] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        groups = check_groups(len(completion_ids), size, reward="collaborative", prompts=prompts)
+        if history is None or len(history) != len(completion_ids):
+            raise InputError(
+                f"reward collaborative: {0 if history is None else len(history)} histories for {len(completion_ids)} "
+                "completions; the dataset needs a column 'history' with the item rows of each prompt, oldest first"
+            )
+        rows = by_group(read_candidates(completion_ids, vocab).rows, size)
+        scores = score_items(judge, [list(history[group * size]) for group in range(groups)], rows)
+        return scale_scores(np.asarray(scores), scale=how, temperature=heat).ravel().tolist()
+
+    return reward
