@@ -1,6 +1,6 @@
 """What stands where a label stands, and an output head that is multiplied nowhere else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from llmrec.errors import InputError
+from llmrec.training.output_columns import Columns, FewRows, Piece, add_product, place_among, product, sum_dtype
 from llmrec.training.sid_rows import sid_rows_of
 
 CHUNK_LOGITS = 2**24
@@ -126,7 +127,7 @@ class Head:
             equal: a promise that all labels weigh alike in the loss; gradients are then made in the forward pass, one
                 product with the table in four less.
         """
-        hidden = self._scaled(hidden)
+        hidden = self.scaled(hidden)
         chunk = self.chunk or (CHUNK_LOGITS_GPU if hidden.is_cuda else CHUNK_LOGITS)
         equal = equal and self.rows is None and self.softcap is None and self.weight.requires_grad
         equal = equal and torch.is_grad_enabled() and len(hidden) * len(self.weight) > chunk
@@ -147,19 +148,20 @@ class Head:
             hidden: ``(labels, dim)``.
             token_ids: ``(tokens,)``; labels times tokens is what it holds.
         """
-        hidden = self._scaled(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            table = self.weight[token_ids]
-            if self.rows is not None and self.token_ids is not None:
-                place, replaced = _place(self.token_ids, token_ids)
-                table = torch.where(replaced[:, None], self.rows[place].to(table.dtype), table)
-            kind = _float(hidden)
-            logits = hidden.to(kind) @ table.to(kind).T
-            if self.bias is not None:
-                logits = logits + self.bias[token_ids].to(kind)
-            return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        hidden = self.scaled(hidden)
+        return self.few_rows(token_ids, sum_dtype(hidden)).logits(hidden)
 
-    def _scaled(self, hidden: Tensor) -> Tensor:
+    def few_rows(self, token_ids: Tensor, dtype: torch.dtype) -> FewRows:
+        """Return the rows of ``(tokens,)`` token ids, for hidden states that `scaled` made."""
+        table = self.weight[token_ids]
+        if self.rows is not None and self.token_ids is not None:
+            place, replaced = place_among(self.token_ids, token_ids)
+            table = torch.where(replaced[:, None], self.rows[place].to(table.dtype), table)
+        bias = None if self.bias is None else self.bias[token_ids].to(dtype)
+        return FewRows(table.to(dtype), bias, self.softcap)
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """Return hidden states as the table is multiplied with them: in autocast's dtype, and scaled."""
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -182,90 +184,6 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _float(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _place(ascending: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where token ids stand among ascending ones, and whether they do."""
-    place = torch.searchsorted(ascending, token_ids).clamp(max=len(ascending) - 1)
-    return place, ascending[place] == token_ids
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left @ right`` in float32 (float64 of float64); factors may be bfloat16, sums are not rounded to it."""
-    if left.dtype in (torch.float32, torch.float64):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
-
-
-@dataclass
-class _Piece:
-    """A run of output columns: rows ``start .. stop`` of a table, and where targets fall into it."""
-
-    table: Tensor
-    bias: Tensor | None
-    start: int
-    stop: int
-    hidden_columns: Tensor | None
-    number: int
-
-    def logits(self, hidden: Tensor, softcap: float | None) -> Tensor:
-        logits = _product(hidden, self.table.to(hidden.dtype).T)
-        if self.bias is not None:
-            logits += self.bias.to(logits.dtype)
-        if softcap is not None:
-            logits = logits.div_(softcap).tanh_().mul_(softcap)
-        if self.hidden_columns is not None:
-            logits.index_fill_(1, self.hidden_columns, -torch.inf)
-        return logits
-
-
-@dataclass
-class _Columns:
-    """All output columns: the base table with the replaced rows hidden, then the rows that replace them."""
-
-    weight: Tensor
-    bias: Tensor | None
-    rows: Tensor | None
-    token_ids: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.weight) + (0 if self.rows is None else len(self.rows))
-
-    def pieces(self, width: int, *, base: bool = True) -> Iterator[_Piece]:
-        """Yield the columns in runs of at most ``width``."""
-        for start in range(0, len(self.weight) if base else 0, width):
-            stop = min(start + width, len(self.weight))
-            hidden = None
-            if self.token_ids is not None:
-                first, last = (int(torch.searchsorted(self._ids_on_host, edge)) for edge in (start, stop))
-                hidden = self.token_ids[first:last] - start if last > first else None
-            bias = None if self.bias is None else self.bias[start:stop]
-            yield _Piece(self.weight[start:stop], bias, start, stop, hidden, 0)
-        if self.rows is not None and self.token_ids is not None:
-            for start in range(0, len(self.rows), width):
-                stop = min(start + width, len(self.rows))
-                bias = None if self.bias is None else self.bias[self.token_ids[start:stop]]
-                yield _Piece(self.rows[start:stop], bias, start, stop, None, 1)
-
-    @property
-    def _ids_on_host(self) -> Tensor:
-        assert self.token_ids is not None
-        if not hasattr(self, "_host"):
-            self._host = self.token_ids.cpu()
-        return self._host
-
-    def find(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the table of each target (0 base, 1 rows) and its row there."""
-        if self.token_ids is None:
-            return torch.zeros_like(targets), targets
-        place, replaced = _place(self.token_ids, targets)
-        return replaced.long(), torch.where(replaced, place, targets)
-
-
 class _LogProbs(torch.autograd.Function):
     """Log-probabilities of targets; logits are made again in the backward pass unless all of them fit in one chunk.
 
@@ -278,7 +196,7 @@ class _LogProbs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, targets: Tensor,
         token_ids: Tensor | None, softcap: float | None, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        columns = _Columns(weight, bias, rows, token_ids)
+        columns = Columns(weight, bias, rows, token_ids)
         needs = ctx.needs_input_grad
         fits = len(hidden) * len(columns) <= chunk and len(hidden) <= BLOCK and softcap is None
         # All logits fit in one chunk: their softmax is kept for the backward pass.
@@ -300,9 +218,9 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, rows, targets, total, expected = ctx.saved_tensors
-        columns = _Columns(weight, bias, rows, ctx.token_ids)
+        columns = Columns(weight, bias, rows, ctx.token_ids)
         kept, ctx.kept = ctx.kept, None
-        kind, blocks = _float(hidden), len(hidden.split(BLOCK))
+        kind, blocks = sum_dtype(hidden), len(hidden.split(BLOCK))
         grad = grads[0].to(kind)
         # Sums over several blocks are not rounded in between.
         d_hidden, d_weight, d_bias, d_rows = (
@@ -330,16 +248,16 @@ class _LogProbs(torch.autograd.Function):
                         d_logits.mul_(cap.nan_to_num_(0.0, 0.0, 0.0))
                     small = d_logits.to(hidden.dtype)
                     if d_hidden is not None and expected is None:
-                        _add_product(d_hidden[part], small, piece.table.to(hidden.dtype))
+                        add_product(d_hidden[part], small, piece.table.to(hidden.dtype))
                     gradient = (d_weight, d_rows)[piece.number]
                     if gradient is not None:
-                        _add_product(gradient[piece.start : piece.stop], small.T, block)
+                        add_product(gradient[piece.start : piece.stop], small.T, block)
                     if d_bias is not None:
                         ids = torch.arange(piece.start, piece.stop, device=d_bias.device)
                         ids = ids if piece.number == 0 else ctx.token_ids[ids]
                         d_bias.index_add_(0, ids, d_logits.sum(0).to(d_bias.dtype))
         if d_hidden is not None and expected is not None:
-            d_hidden = grad[:, None] * (_target_rows(columns, targets, kind) - expected)
+            d_hidden = grad[:, None] * (columns.rows_of(targets, kind) - expected)
         made = ((d_hidden, hidden), (d_weight, weight), (d_bias, bias), (d_rows, rows))
         gradients = (None if gradient is None else gradient.to(of.dtype) for gradient, of in made)
         return (*gradients, None, None, None, None)
@@ -352,7 +270,7 @@ class _EqualLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        kind, step = _float(hidden), max(1, chunk // len(weight))
+        kind, step = sum_dtype(hidden), max(1, chunk // len(weight))
         single = len(hidden) <= step
         d_hidden = torch.zeros_like(hidden, dtype=kind)
         d_weight = torch.zeros_like(weight, dtype=weight.dtype if single else kind)
@@ -361,7 +279,7 @@ class _EqualLogProbs(torch.autograd.Function):
         with maybe_gather_lm_head_ctx(*cast(Any, [part for part in (weight, bias) if part is not None])):
             table = weight.to(hidden.dtype)
             for place, (block, wanted) in enumerate(zip(hidden.split(step), targets.split(step), strict=True)):
-                logits = _product(block, table.T)
+                logits = product(block, table.T)
                 if bias is not None:
                     logits += bias.to(kind)
                 chosen, top = logits.gather(1, wanted[:, None]), logits.amax(1, keepdim=True)
@@ -370,8 +288,8 @@ class _EqualLogProbs(torch.autograd.Function):
                 hits.append((chosen >= top)[:, 0])
                 slopes = logits.div_(mass).scatter_add_(1, wanted[:, None], torch.full_like(chosen, -1.0))
                 small = slopes.to(hidden.dtype)
-                _add_product(d_hidden[place * step : place * step + len(block)], small, table)
-                _add_product(d_weight, small.T, block)
+                add_product(d_hidden[place * step : place * step + len(block)], small, table)
+                add_product(d_weight, small.T, block)
                 if d_bias is not None:
                     d_bias += slopes.sum(0)
         ctx.gradients = (d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias)
@@ -391,10 +309,10 @@ class _EqualLogProbs(torch.autograd.Function):
 
 
 def _read(
-    ctx: Any, columns: _Columns, hidden: Tensor, targets: Tensor, width: int, softcap: float | None
+    ctx: Any, columns: Columns, hidden: Tensor, targets: Tensor, width: int, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return log-probabilities, log-sum-exp, whether the target is on top, and the expected row or None."""
-    kind = _float(hidden)
+    kind = sum_dtype(hidden)
     table, row = columns.find(targets)
     top = torch.full((len(hidden),), -torch.inf, dtype=kind, device=hidden.device)
     mass = torch.zeros_like(top)
@@ -412,7 +330,7 @@ def _read(
         shrink = (top - level).exp()
         mass = mass * shrink + logits.sum(1)
         if expected is not None:
-            expected = expected * shrink[:, None] + _product(logits.to(hidden.dtype), piece.table.to(hidden.dtype))
+            expected = expected * shrink[:, None] + product(logits.to(hidden.dtype), piece.table.to(hidden.dtype))
         if ctx.kept is not None:
             ctx.kept.append((logits, level))
         top = higher
@@ -422,23 +340,7 @@ def _read(
     return chosen - total, total, chosen >= top, None if expected is None else expected / mass[:, None]
 
 
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    if into.dtype == left.dtype:
-        into.addmm_(left, right)
-    else:
-        into += _product(left, right)
-
-
-def _add_targets(d_logits: Tensor, piece: _Piece, table: Tensor, row: Tensor, grad: Tensor) -> None:
+def _add_targets(d_logits: Tensor, piece: Piece, table: Tensor, row: Tensor, grad: Tensor) -> None:
     inside = (table == piece.number) & (row >= piece.start) & (row < piece.stop)
     at = (row - piece.start).clamp(0, piece.stop - piece.start - 1)
     d_logits.scatter_add_(1, at[:, None], torch.where(inside, grad, 0.0)[:, None])
-
-
-def _target_rows(columns: _Columns, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the ``(labels, dim)`` row of each target."""
-    found = columns.weight[targets].to(dtype)
-    if columns.rows is not None and columns.token_ids is not None:
-        place, replaced = _place(columns.token_ids, targets)
-        found = torch.where(replaced[:, None], columns.rows[place].to(dtype), found)
-    return found
