@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,13 @@ from datasets import Dataset
 
 from llmrec.errors import InputError
 from llmrec.registry import resolve
+from llmrec.tasks.prompt import history_text
 from llmrec.training.preferences import NEGATIVES
 from llmrec.training.preferences.inputs import NegativeFactory, NegativeSource, PreferenceInputs
 from llmrec.training.preferences.questions import Questions
+from llmrec.vocab import SIDVocab
 
 logger = logging.getLogger(__name__)
-
-PromptText = Callable[[Sequence[int]], str]
-"""Writes the prompt of a history of item rows."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,9 @@ def draw_negatives(spec: Any, questions: Questions, inputs: PreferenceInputs) ->
 def preference_dataset(
     questions: Questions,
     rejected: np.ndarray,
+    vocab: SIDVocab,
     *,
-    prompt: PromptText,
+    prompts: Sequence[str] | None = None,
     chosen: np.ndarray | None = None,
     margins: np.ndarray | None = None,
 ) -> Dataset:
@@ -129,7 +129,8 @@ def preference_dataset(
     Args:
         questions: the rows.
         rejected: ``(rows, m)`` items, or ``(rows, m, n)`` lists of them; -1 behind shorter lists.
-        prompt: writes the prompt of a history.
+        vocab: the SIDs.
+        prompts: of the rows, where they are not the SIDs of the histories.
         chosen: ``(rows,)`` items, or ``(rows, n)`` lists; None takes the targets.
         margins: ``(rows, m)`` by how much the chosen is to win; None leaves them out.
 
@@ -137,8 +138,9 @@ def preference_dataset(
         Columns ``prompt``, ``history``, ``chosen`` (a row, or a list of rows), ``rejected`` (a list of either), and
         ``margins`` where given.
     """
+    texts = [history_text(vocab, history) for history in questions.histories] if prompts is None else list(prompts)
     columns: dict[str, pa.Array] = {
-        "prompt": pa.array([prompt(history) for history in questions.histories], pa.string()),
+        "prompt": pa.array(texts, pa.string()),
         "history": pa.array([list(history) for history in questions.histories], pa.list_(pa.int64())),
         "chosen": _nested(questions.targets if chosen is None else chosen),
         "rejected": _nested(rejected),
