@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from llmrec.decoding.branches import additive_mask
 from llmrec.decoding.prompts import why_expanded
+from llmrec.training.branch_mask import branch_mask, branch_positions
 from llmrec.training.forward import attention_dtype
 from llmrec.training.shared_encoder_groups import read_with_encoder
 
@@ -20,7 +21,7 @@ _told: set[str] = set()
 def read_groups(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, completions: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return ``(prompts, 1 + group * (length - 1), dim)`` states: a prompt's end, then candidates but their last token.
+    """Return ``(prompts, 1 + group * (length - 1), dim)`` states: a prompt's end, candidates but their last token.
 
     Args:
         model: a causal or encoder-decoder model without its adapter's wrapper.
@@ -30,8 +31,8 @@ def read_groups(
         mask: ``(prompts, group, length)``.
 
     Paper: Prefix Grouper (Liu et al., 2025, arXiv:2506.05433) shares the prompt of a GRPO group by two attention
-        calls. Here it is one row under a mask, the tree attention of SpecInfer (Miao et al., 2024), which any attention
-        that takes a mask runs, with its gradient.
+        calls. Here it is one row under a mask, the tree attention of SpecInfer (Miao et al., 2024), which any
+        attention that takes a mask runs, with its gradient.
     """
     if model.config.is_encoder_decoder:
         return read_with_encoder(model, input_ids, attention_mask, completions)
@@ -54,31 +55,6 @@ def _read_shared(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
         use_cache=False,
     )  # fmt: skip
     return output.last_hidden_state[:, input_ids.shape[1] - 1 :]
-
-
-def branch_mask(attention_mask: Tensor, *, group: int, length: int) -> Tensor:
-    """Return ``(prompts, tokens, tokens)``, True where a token sees another: what came before it on its own branch.
-
-    Args:
-        attention_mask: ``(prompts, prompt)``, padded on the left.
-        group: branches of a prompt.
-        length: tokens of a branch.
-    """
-    device, width = attention_mask.device, attention_mask.shape[1]
-    branch = torch.arange(group, device=device).repeat_interleave(length)
-    of = torch.cat([torch.full((width,), -1, device=device), branch])
-    sees = torch.ones((len(of), len(of)), dtype=torch.bool, device=device).tril_()
-    sees &= (of[None, :] == -1) | (of[None, :] == of[:, None])
-    seen = torch.nn.functional.pad(attention_mask.bool(), (0, group * length), value=True)
-    # Padding sees itself: a query that saw nothing would be NaN.
-    return (sees & seen[:, None]) | torch.eye(len(of), dtype=torch.bool, device=device)
-
-
-def branch_positions(attention_mask: Tensor, *, group: int, length: int) -> Tensor:
-    """Return ``(prompts, tokens)`` positions: those of the prompt, and going on from its end on each branch."""
-    within = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    depths = torch.arange(length, device=attention_mask.device).repeat(group)
-    return torch.cat([within, attention_mask.sum(dim=1, keepdim=True) + depths], dim=1)
 
 
 def _read_rows(
