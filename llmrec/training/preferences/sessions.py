@@ -145,18 +145,20 @@ def own_lists(
     candidates: Candidates,
     *,
     count: int,
+    beams: int = 20,
     exclude_history: bool = True,
 ) -> np.ndarray:
     """Return ``(rows, count, n)`` int64 lists that the policy writes, in the order of their first items.
 
-    The first items are the policy's best ``count``, and each list goes on with the best next item that it does not
-    hold yet. So lists differ in their first item.
+    The first items are the policy's best ``count``, and each list goes on, token by token, with the best next item that
+    it does not hold yet. So lists differ in their first item.
 
     Args:
         sessions: the rows; their real lists are not kept out.
         recommender: the policy.
         candidates: the SIDs.
         count: lists a row.
+        beams: of the search of first items; ``count`` when that is more.
         exclude_history: leave items of the history out.
 
     Raises:
@@ -169,7 +171,7 @@ def own_lists(
     seen = [set(history) if exclude_history else set[int]() for history in sessions.questions.histories]
     without = [sorted(set(itertools.chain.from_iterable(shares(item) for item in items))) for items in seen]
     found = np.full((len(sessions), count, length), -1, dtype=np.int64)
-    found[:, :, 0] = _search(recommender, prompts, without, beams=count)
+    found[:, :, 0] = _search(recommender, prompts, without, beams=max(beams, count), count=count)
     written = [
         [*prompt, *vocab.token_ids(first)]
         for prompt, firsts in zip(prompts, found[:, :, 0].tolist(), strict=True)
@@ -180,7 +182,7 @@ def own_lists(
     for place in range(1, length):
         for rows, before in zip(gone, flat[:, place - 1].tolist(), strict=True):
             rows.extend(shares(before))
-        flat[:, place] = _search(recommender, written, gone, beams=1)[:, 0]
+        flat[:, place] = _search(recommender, written, gone, beams=1, count=1)[:, 0]
         written = [
             [*tokens, *vocab.token_ids(item)] for tokens, item in zip(written, flat[:, place].tolist(), strict=True)
         ]
@@ -209,12 +211,17 @@ def _full(source: NegativeSource, sessions: Sessions, count: int) -> np.ndarray:
 
 
 def _search(
-    recommender: LLMRecommender, prompts: Sequence[Sequence[int]], without: Sequence[Sequence[int]], *, beams: int
+    recommender: LLMRecommender,
+    prompts: Sequence[Sequence[int]],
+    without: Sequence[Sequence[int]],
+    *,
+    beams: int,
+    count: int,
 ) -> np.ndarray:
-    """Return ``(prompts, beams)`` items: the most popular one of each SID found, in batches that fit."""
+    """Return ``(prompts, count)`` items: the most popular one of each SID found, in batches that fit."""
     model, trie = recommender.model, recommender.trie
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    found = np.empty((len(prompts), beams), dtype=np.int64)
+    found = np.empty((len(prompts), count), dtype=np.int64)
     training = model.training
     model.eval()
     start = 0
@@ -232,9 +239,10 @@ def _search(
                     model, ids, mask, trie=trie, num_beams=beams, score="allowed",
                     filters=[ItemFilter(exclude=without[number]) for number in part],
                 )  # fmt: skip
-            if bool((result.leaves < 0).any()):
-                raise InputError(f"lists: a row has fewer than {beams} SIDs left; ask for fewer lists")
-            first = trie.first_item[result.leaves].long()
+            leaves = result.leaves[:, :count]
+            if leaves.shape[1] < count or bool((leaves < 0).any()):
+                raise InputError(f"lists: a row has fewer than {count} SIDs left; ask for fewer lists")
+            first = trie.first_item[leaves].long()
             found[part] = trie.rows[first].long().cpu().numpy()
     finally:
         model.train(training)
