@@ -150,8 +150,8 @@ def own_lists(
 ) -> np.ndarray:
     """Return ``(rows, count, n)`` int64 lists that the policy writes, in the order of their first items.
 
-    The first items are the policy's best ``count``, and each list goes on, token by token, with the best next item that
-    it does not hold yet. So lists differ in their first item.
+    The first items are the policy's best ``count``, and each list goes on, token by token, with the best next item
+    that it does not hold yet. So lists differ in their first item.
 
     Args:
         sessions: the rows; their real lists are not kept out.
