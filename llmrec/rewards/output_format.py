@@ -60,7 +60,7 @@ def output_format(
             behind = ids[stop:]
             closed = all(token in closing for token in behind) and (not needs_end or last in behind)
             right[number, 1:] = bool(vocab.rows(ids[start:stop])), start < stop and closed
-            texts.append(list(ids[:start]))
+            texts.append(list(ids[:start] if start < stop else ids))
         words = tokenizer.batch_decode(texts, skip_special_tokens=False)
         right[:, 0] = [is_rationale(text, tags, opened=is_open) for text in words]
         return (right.mean(axis=1) if parts else right.all(axis=1).astype(np.float64)).tolist()
