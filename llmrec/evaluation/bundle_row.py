@@ -13,10 +13,13 @@ from llmrec.evaluation.leaks import bundle_leaks
 CHANCE = ("seed", "data_seed")
 """What tells two runs of one configuration apart."""
 
-OUTSIDE = ("output_dir", "logging_dir", "run_name", "overwrite_output_dir", "report_to", "push_to_hub", "hub_model_id")
-"""Where a run writes and what it is called."""
+OUTSIDE = (
+    "output_dir", "logging_dir", "run_name", "overwrite_output_dir", "report_to", "push_to_hub", "hub_model_id",
+    "start_from", "reference",
+)  # fmt: skip
+"""Where a run writes, what it is called, and where what it starts from lies (``start`` says how that was made)."""
 
-ABOUT = ("metrics", "versions", "commit", "format_version", "llmrec_version", "sids")
+ABOUT = ("metrics", "best", "versions", "commit", "format_version", "llmrec_version", "sids")
 """What a bundle says that decides no weight; its SIDs stand for themselves by ``sid_hash``."""
 
 DESCRIBED = ("name", "catalog_hash", "train")

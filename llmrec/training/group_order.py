@@ -109,8 +109,8 @@ def generation_period(*, accumulation: int, steps_per_generation: int, iteration
     below, above = micro // accumulation * accumulation, (micro // accumulation + 1) * accumulation
     raise InputError(
         f"steps_per_generation: {steps_per_generation} x num_iterations: {iterations} = {micro} micro-batches, and an "
-        f"optimiser step has gradient_accumulation_steps: {accumulation}; one must be a multiple of the other, such as "
-        f"{' or '.join(str(value) for value in (below, above) if value)} micro-batches"
+        f"optimiser step has gradient_accumulation_steps: {accumulation}; one must be a multiple of the other, such "
+        f"as {' or '.join(str(value) for value in (below, above) if value)} micro-batches"
     )
 
 
@@ -128,7 +128,7 @@ def check_on_boundary(name: str, steps: float, *, period: int) -> None:
         below, above = int(steps) // period * period, (int(steps) // period + 1) * period
         choices = " or ".join(str(value) for value in (below, above) if value)
         raise InputError(
-            f"{name}: {int(steps)}; candidates are drawn every {period} steps (steps_per_generation x num_iterations / "
-            f"gradient_accumulation_steps), and a run can go on from a checkpoint only where new ones are drawn: set "
+            f"{name}: {int(steps)}; candidates are drawn every {period} steps (steps_per_generation x num_iterations "
+            "/ gradient_accumulation_steps), and a run can go on from a checkpoint only where new ones are drawn: set "
             f"{name} to {choices}"
         )

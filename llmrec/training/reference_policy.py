@@ -65,7 +65,7 @@ def check_same_base(path: Path, start: Start, policy: Policy) -> None:
         if there != here:
             raise InputError(
                 f"reference: {path} was made from another {name} ({there!r} there, {here!r} in {start.path}), so its "
-                "log-probabilities mean something else; give a bundle of the same base and SIDs, or leave reference out"
+                "log-probabilities mean something else; give one of the same base and SIDs, or leave reference out"
             )
     if AutoTokenizer.from_pretrained(path).get_vocab() != policy.tokenizer.get_vocab():
         raise InputError(

@@ -37,7 +37,7 @@ class StartKeptTrainer(Trainer):
         return f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
 
     def best(self) -> dict[str, Any] | None:
-        """Return which step's weights the run ended with: ``step``, ``metric``, its ``value``, and that of the ``start``.
+        """Return whose weights the run ended with: ``step``, ``metric``, its ``value``, and that of the ``start``.
 
         Returns:
             None where validation chose nothing.
@@ -49,9 +49,8 @@ class StartKeptTrainer(Trainer):
             None,
         )
         step = self.state.best_global_step or 0
-        found = {
-            "step": step, "metric": self._metric.removeprefix("eval_"), "value": self.state.best_metric, "start": start,
-        }  # fmt: skip
+        name = self._metric.removeprefix("eval_")
+        found = {"step": step, "metric": name, "value": self.state.best_metric, "start": start}
         if step == 0 and self.args.eval_on_start:
             logger.warning(
                 "no checkpoint was better than the start on validation (%s %.4f): the weights are those of the start",
