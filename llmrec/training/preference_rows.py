@@ -164,7 +164,8 @@ class PreferenceCollator:
 
 
 def _padded(values: Sequence[Sequence[float]], width: int) -> Tensor:
-    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in values])
+    # A row that only fills a batch was cut, and may have a number too many.
+    return torch.tensor([[*row[:width], *[0.0] * (width - len(row))] for row in values])
 
 
 def row_lengths(rows: Dataset) -> list[int]:

@@ -118,7 +118,7 @@ def slow_log_prob(
         if softmax == "full":
             considered = list(range(len(logits)))
         elif softmax == "sids":
-            considered = sorted({token for sid in sids for token in sid} | {end})
+            considered = sorted({*(token for level in vocab.level_token_ids for token in level.tolist()), end})
         else:
             considered = sorted({sid[len(prefix)] for sid in sids if sid[: len(prefix)] == prefix})
         total = total + logits[considered].log_softmax(dim=0)[considered.index(token)]
@@ -207,14 +207,12 @@ def slow_clipped_loss(ratio: float, advantage: float, low: float, high: float) -
 
 
 def slow_softmax(logits, chosen: int, among, legal, temperature: float):
-    """Log-probability of one token among some, the entropy among them, and the probability of those that are illegal."""
-    sharp = {token: logits[token] / temperature for token in among}
-    top = max(value.item() for value in sharp.values())
-    mass = sum((value - top).exp() for value in sharp.values())
-    log_probs = {token: value - top - mass.log() for token, value in sharp.items()}
-    entropy = -sum(value.exp() * value for value in log_probs.values())
-    outside = 1.0 - sum(value.exp().item() for token, value in log_probs.items() if token in legal)
-    return log_probs[chosen], entropy, outside
+    """Log-probability of one token among some, their entropy, and the probability of those that are illegal."""
+    among = list(among)
+    log_probs = (logits[among] / temperature).log_softmax(0)
+    entropy = -(log_probs.exp() * log_probs).sum()
+    outside = sum(log_probs[place].exp().item() for place, token in enumerate(among) if token not in legal)
+    return log_probs[among.index(chosen)], entropy, outside
 
 
 def slow_group_scores(logits_of, prompts, completions, *, kind, temperature, sids, sid_tokens, end_token_id):
