@@ -61,7 +61,13 @@ class Questions:
 
 
 def choose_questions(
-    rows: Sequence[History], *, prompts: int = 0, seed: int = 0, start: int = 0, retired: np.ndarray | None = None
+    rows: Sequence[History],
+    *,
+    prompts: int = 0,
+    seed: int = 0,
+    start: int = 0,
+    targets: str = "all",
+    retired: np.ndarray | None = None,
 ) -> Questions:
     """Draw training rows, different ones for each ``start`` until all were drawn once.
 
@@ -73,6 +79,7 @@ def choose_questions(
         prompts: how many; 0, or more than there are, takes all.
         seed: of the order.
         start: how many rows were taken before.
+        targets: ``all``, or ``last`` for the last row of each user alone.
         retired: ``(items,)`` bool: rows with such a target are left out, for no search can find them.
 
     Raises:
@@ -80,11 +87,13 @@ def choose_questions(
     """
     if prompts < 0 or start < 0:
         raise InputError(f"prompts: {prompts}; 0 takes all training rows, another number so many")
-    kept = np.arange(len(rows))
-    if retired is not None and len(rows):
-        kept = kept[~np.asarray(retired)[[row.target for row in rows]]]
-        if len(kept) < len(rows):
-            logger.info("%d training rows are left out: their target is retired", len(rows) - len(kept))
+    last = {row.user: place for place, row in enumerate(rows)}
+    kept = np.arange(len(rows)) if targets == "all" else np.sort(np.fromiter(last.values(), dtype=np.int64))
+    if retired is not None and len(kept):
+        gone = np.asarray(retired)[[rows[place].target for place in kept.tolist()]]
+        kept = kept[~gone]
+        if gone.any():
+            logger.info("%d training rows are left out: their target is retired", int(gone.sum()))
     if not len(kept):
         raise InputError("preferences: there is no training row to make them for; give another dataset or protocol")
     if 0 < prompts < len(kept):

@@ -189,6 +189,11 @@ def own_lists(
     return found
 
 
+def same_lists(candidates: Candidates, lists: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Return ``(rows, lists)`` bool: which of ``(rows, lists, n)`` items have the SIDs of ``(rows, n)`` real ones."""
+    return (candidates.sid_of[lists] == candidates.sid_of[real][:, None]).all(axis=2)
+
+
 def items_of_sids(candidates: Candidates) -> Callable[[int], Sequence[int]]:
     """Return a function from an item to all items with its SID."""
     order = np.argsort(candidates.sid_of, kind="stable")
