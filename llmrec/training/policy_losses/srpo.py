@@ -56,6 +56,11 @@ class SRPO(PolicyLoss):
         self.bonus = self._number("bonus", bonus, low=0.0)
         self.success = self._number("success", success, low=-1e9)
 
+    def check_group_size(self, size: int) -> None:
+        """Raise `InputError` unless a group has more candidates than ``k``."""
+        if self.k >= size:
+            raise InputError(f"policy_loss srpo: k {self.k} draws of a group of {size}; k is below num_generations")
+
     def advantages(self, rewards: Tensor, *, ranks: Tensor) -> Tensor:
         """Return advantages of candidates.
 
@@ -69,10 +74,7 @@ class SRPO(PolicyLoss):
         Raises:
             InputError: groups of no more than ``k`` candidates.
         """
-        if self.k >= rewards.shape[1]:
-            raise InputError(
-                f"policy_loss srpo: k {self.k} draws of a group of {rewards.shape[1]}; k is below num_generations"
-            )
+        self.check_group_size(rewards.shape[1])
         hits = rewards >= self.success - TINY
         return group_advantages(rewards, scale=self.scale) + self.bonus * pass_at_k_advantages(hits, self.k)
 
