@@ -153,8 +153,8 @@ def group_batch(
     if not len(prompts) or empty is not None:
         raise InputError(f"prompts: {'none' if empty is None else f'number {empty} is empty'}; give each a token")
     width = max(len(prompt) for prompt in prompts)
-    group = max(1, *(len(candidates) for candidates in completions))
-    length = max(1, *(len(candidate) for candidates in completions for candidate in candidates))
+    group = max([1, *(len(candidates) for candidates in completions)])
+    length = max([1, *(len(candidate) for candidates in completions for candidate in candidates)])
     filled = [[list(one) for one in (*candidates, *[[]] * (group - len(candidates)))] for candidates in completions]
     return {
         "input_ids": torch.tensor([[pad_token_id] * (width - len(one)) + list(one) for one in prompts], device=device),
@@ -209,3 +209,38 @@ def _check(input_ids: Tensor, attention_mask: Tensor, completions: Tensor, mask:
         raise InputError(f"entropy {entropy!r}: give True, False, or 'grad' where a loss differentiates it")
     if not bool(attention_mask[:, -1].all()):
         raise InputError("attention_mask: a prompt ends in padding; pad prompts on the left")
+
+
+def groups_of_rows(
+    input_ids: Tensor, attention_mask: Tensor, *, completion_length: int, num_generations: int
+) -> dict[str, Tensor]:
+    """Return rows of prompt and candidate, as TRL has them, as the batch that a model with `add_group_forward` takes.
+
+    Args:
+        input_ids: ``(rows, length)``, a prompt padded on the left and a candidate padded on the right; the rows of a
+            group stand one after another.
+        attention_mask: ``(rows, length)``.
+        completion_length: tokens of a row that are the candidate's.
+        num_generations: rows of a group.
+
+    Raises:
+        InputError: rows that are no whole groups, or rows of a group with different prompts.
+    """
+    rows = len(input_ids)
+    if rows % num_generations:
+        raise InputError(
+            f"{rows} rows are no whole groups of num_generations {num_generations}; give each process a multiple of it"
+        )
+    width = input_ids.shape[1] - completion_length
+    ids, mask = (tensor.unflatten(0, (-1, num_generations)) for tensor in (input_ids, attention_mask))
+    same = (ids[..., :width] == ids[:, :1, :width]) & (mask[..., :width] == mask[:, :1, :width])
+    if not bool(same.all()):
+        row = int((~same).flatten(0, 1).any(dim=1).nonzero()[0])
+        raise InputError(
+            f"row {row} has another prompt than the first of its group of {num_generations}; groups were split or "
+            "shuffled, keep their rows together"
+        )
+    return {
+        "input_ids": ids[:, 0, :width], "attention_mask": mask[:, 0, :width], "completions": ids[..., width:],
+        "completion_mask": mask[..., width:],
+    }  # fmt: skip
