@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
-from llmrec.artifacts import read_json
+from llmrec.artifacts import file_sha256, read_json
 from llmrec.errors import InputError
 from llmrec.hub.bundle import fetch_bundle
 from llmrec.hub.info import CARD_FILE
@@ -122,7 +122,7 @@ class Round:
             "sid_hash": inputs.table.hash,
             "dataset": dict(inputs.dataset.manifest.get("files", {})),
             "protocol": inputs.splits.protocol,
-            "bundle": str(bundle),
+            "bundle": {file.name: file_sha256(file) for file in sorted(bundle.glob("*.safetensors"))},
         }
 
 
@@ -155,7 +155,8 @@ def rounds_of(arguments: Any, training: Any) -> list[Round]:
     drawn = 0
     for number in range(1, count + 1):
         changed, optimised = _split(own.get(number, {}), training, number=number)
-        changed |= {"overwrite_output_dir": False}
+        # A round is the same however many follow it.
+        changed |= {"overwrite_output_dir": False, "rounds": 1, "round_settings": None, "keep_round": "last"}
         optimised |= {"output_dir": str(run.round(number) / BUNDLE_FOLDER), "push_to_hub": False}
         if number > 1:
             changed |= {"model": str(found[-1].training.output_dir), "model_revision": None}
