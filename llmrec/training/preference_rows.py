@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -166,6 +167,26 @@ class PreferenceCollator:
 def _padded(values: Sequence[Sequence[float]], width: int) -> Tensor:
     # A row that only fills a batch was cut, and may have a number too many.
     return torch.tensor([[*row[:width], *[0.0] * (width - len(row))] for row in values])
+
+
+def hold_out(rows: Dataset, *, count: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Divide rows into those to train on and a seeded sample of held-out ones, each in the order of the whole.
+
+    Args:
+        rows: preferences.
+        count: held-out rows; at most a tenth of all are, and at least one.
+        seed: of the sample.
+
+    Raises:
+        InputError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise InputError(
+            f"preferences: {len(rows)} row, and one is held out to be measured; give more, or set eval_strategy: no"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows))
+    held = max(1, min(count, len(rows) // 10))
+    return rows.select(sorted(order[held:].tolist())), rows.select(sorted(order[:held].tolist()))
 
 
 def row_lengths(rows: Dataset) -> list[int]:
