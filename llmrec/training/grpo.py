@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
-from trl.trainer.utils import disable_dropout_in_model, split_tensor_dict
+from trl.trainer.utils import split_tensor_dict
 
 from llmrec.artifacts import read_json, write_json
 from llmrec.errors import InputError
@@ -25,14 +25,14 @@ from llmrec.training.group_softmax import GroupSoftmax
 from llmrec.training.grpo_config import GRPORecipeConfig
 from llmrec.training.guard import FiniteGuard
 from llmrec.training.hard_prompts import Collected, HardPrompts, HardPromptSettings
-from llmrec.training.policy import Policy
+from llmrec.training.policy import Policy, disable_dropout
 from llmrec.training.policy_losses.base import PolicyBatch, PolicyLoss
 from llmrec.training.reference_policy import add_reference
 from llmrec.training.rl_logs import RLMeter, named_for
 from llmrec.training.rollouts import Group, Rollouts, rollout_generator
 from llmrec.training.run_folder import check_resume
 from llmrec.training.sample_tables import SampleTables
-from llmrec.training.shared_prefix import add_group_forward
+from llmrec.training.shared_prefix import add_group_forward, groups_of_rows
 from llmrec.training.spread import SpreadWatch, loss_weights
 from llmrec.training.start_kept import StartKeptTrainer
 
@@ -93,6 +93,10 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         check_resume(args.resume_from_checkpoint, manifest or {})
         beta, args.beta = args.beta, 0.0  # TRL would load its own reference, from another place or without SID rows
         args.reward_weights = list(rewards.weights)
+        # TRL casts what trains over 4 bits to bfloat16, in which steps as small as ours are lost
+        trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
         try:
             super().__init__(
                 model=policy.model,
@@ -105,6 +109,10 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
             )
         finally:
             args.beta, args.reward_weights = beta, None
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        if args.disable_dropout:
+            disable_dropout(policy.model)
         self.max_completion_length = rollouts.trie.levels
         self.aux_loss_enabled = False
         add_group_forward(_base(policy.model), softmax)
@@ -135,7 +143,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
                 raise InputError(f"beta: {beta} needs a reference; give the model that the policy started from")
             add_reference(self._policy.model)
             return
-        disable_dropout_in_model(reference)
+        disable_dropout(reference)
         add_group_forward(_base(reference), softmax)
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(reference, self.accelerator)
@@ -311,27 +319,25 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:  # fmt: skip
         """Return ``(candidates, length)`` log-probabilities and entropies; each prompt is read once."""
-        size, length = self.num_generations, logits_to_keep
-        prompts, mask = input_ids[::size, :-length], attention_mask[::size, :-length]
-        completions = input_ids[:, -length:].unflatten(0, (-1, size))
-        completion_mask = attention_mask[:, -length:].unflatten(0, (-1, size))
+        groups = groups_of_rows(
+            input_ids, attention_mask, completion_length=logits_to_keep, num_generations=self.num_generations
+        )
         entropy: bool | str = compute_entropy
         if compute_entropy and self._entropy_bonus_enabled and torch.is_grad_enabled():
             entropy = "grad"
         log_probs, entropies = [], []
-        step = max(1, (batch_size or len(input_ids)) // size)
-        for start in range(0, len(prompts), step):
-            part = slice(start, start + step)
-            first = int(mask[part].any(dim=0).to(torch.uint8).argmax())  # what pads all prompts of this part alike
+        step = max(1, (batch_size or len(input_ids)) // self.num_generations)
+        for start in range(0, len(groups["input_ids"]), step):
+            part = {name: tensor[start : start + step] for name, tensor in groups.items()}
+            first = int(part["attention_mask"].any(dim=0).to(torch.uint8).argmax())  # before it all is padding
+            for name in ("input_ids", "attention_mask"):
+                part[name] = part[name][:, first:]
             with self.accelerator.autocast():
-                output = model(
-                    input_ids=prompts[part, first:], attention_mask=mask[part, first:],
-                    completions=completions[part], completion_mask=completion_mask[part], entropy=entropy,
-                )  # fmt: skip
+                output = model(**part, entropy=entropy)
             log_probs.append(output.log_probs.flatten(0, 1))
             if compute_entropy:
                 entropies.append(output.entropies.flatten(0, 1))
-                self.meter.add_policy(completion_mask[part], entropies=output.entropies, outside=output.outside)
+                self.meter.add_policy(part["completion_mask"], entropies=output.entropies, outside=output.outside)
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
+from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec.data.folder import load_dataset
@@ -161,6 +162,16 @@ def load_policy(arguments: RLArguments, start: Start | None = None) -> Policy:
         model, bundle.tokenizer, bundle.vocab, bundle.table, start.inputs.form, bundle.info, start.path, start.method,
         embedding_rows(model),
     )  # fmt: skip
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good, also where a model does it in a function by a rate of its own (T5's attention)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _quantized(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
