@@ -67,7 +67,7 @@ def build_rewards(spec: Mapping[str, Any], vocab: SIDVocab, inputs: RewardInputs
     _check_inputs(vocab, inputs)
     functions, weights = [], []
     for name, weight, factory, options in _parse(spec):
-        reward = factory(vocab, **options, inputs=inputs) if is_factory(factory) else factory
+        reward: Any = factory(vocab, **options, inputs=inputs) if is_factory(factory) else factory
         if not callable(reward):
             raise InputError(f"reward {name}: its factory returned {type(reward).__name__}; return a function")
         functions.append(checked(name, reward))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from llmrec.data.items import Catalog
 from llmrec.errors import InputError
 
-Reward = Callable[..., list[float | None]]
+Reward = Callable[..., list[Any]]
 """TRL's form: called with keywords alone (`prompts`, `completions`, `completion_ids`, every column of the dataset,
 `rank`, `trainer_state`, `log_extra`, `log_metric`), it returns a number a completion, or None where it has nothing to
 say. The rows of a group stand together, ``num_generations`` each."""

@@ -63,7 +63,8 @@ def output_format(
             texts.append(list(ids[:start] if start < stop else ids))
         words = tokenizer.batch_decode(texts, skip_special_tokens=False)
         right[:, 0] = [is_rationale(text, tags, opened=is_open) for text in words]
-        return (right.mean(axis=1) if parts else right.all(axis=1).astype(np.float64)).tolist()
+        worth = right.mean(axis=1) if parts else right.min(axis=1)
+        return np.asarray(worth).tolist()
 
     return reward
 

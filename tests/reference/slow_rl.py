@@ -125,7 +125,7 @@ def slow_log_prob(
     return total
 
 
-def slow_prefix_match(candidate: list[int], target: list[int], weights: list[float]) -> float:
+def slow_prefix_match(candidate: list[int], target: list[int], weights: Sequence[float]) -> float:
     """Weights of the levels up to the first wrong code, of those that the target has."""
     earned = 0.0
     for level, code in enumerate(target):

@@ -1,6 +1,7 @@
 """The form of an answer that reasons."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ GOOD = "<think> red pens </think> <a_0><b_0><c_1>"
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, *texts: str, end: bool = False) -> list[list[int]]:
-    tail = [tokenizer.eos_token_id] if end else []
+    tail: list[Any] = [tokenizer.eos_token_id] if end else []
     return [tokenizer.encode(text, add_special_tokens=False) + tail for text in texts]
 
 

@@ -1,6 +1,7 @@
 """Policy losses of ours: hand-computed advantages, losses and gradients, and what is refused."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +178,8 @@ def test_a_rare_success_counts_more_with_the_bonus():
 def test_trl_names_are_fields_of_its_config(tmp_path):
     for name, fields in TRL_POLICY_LOSSES.items():
         assert resolve_policy_loss(name) == fields
-        config = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, **fields)
+        given_fields: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, **fields}
+        config = GRPOConfig(**given_fields)
         assert {field: getattr(config, field) for field in fields} == fields
     assert resolve_policy_loss("gspo") == {"loss_type": "grpo", "importance_sampling_level": "sequence"}
 
@@ -186,7 +188,7 @@ def test_ours_take_arguments():
     assert set(POLICY_LOSSES) == {"rank_grpo", "ecpo", "srpo"}
     for name, kind in POLICY_LOSSES.items():
         found = resolve_policy_loss(name, {"epsilon": 0.1, "epsilon_high": 0.4})
-        assert type(found) is kind
+        assert isinstance(found, kind)
         assert found.name == name
         assert (found.epsilon, found.epsilon_high) == (0.1, 0.4)
     found = resolve_policy_loss("ecpo", {"delta": 0.5})
