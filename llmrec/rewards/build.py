@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -70,7 +70,9 @@ def build_rewards(spec: Mapping[str, Any], vocab: SIDVocab, inputs: RewardInputs
         reward: Any = factory(vocab, **options, inputs=inputs) if is_factory(factory) else factory
         if not callable(reward):
             raise InputError(f"reward {name}: its factory returned {type(reward).__name__}; return a function")
-        functions.append(checked(name, reward))
+        if inspect.iscoroutinefunction(reward):
+            raise InputError(f"reward {name}: it is async, and rewards are asked one after the other; write def alone")
+        functions.append(checked(name, cast(Reward, reward)))
         weights.append(weight)
     return Rewards(functions, weights)
 

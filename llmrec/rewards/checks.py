@@ -1,6 +1,5 @@
 """What stands around every reward: its answer is one finite number a completion, or one error says what is wrong."""
 
-import inspect
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -18,18 +17,14 @@ def checked(name: str, reward: Reward) -> Reward:
 
     Args:
         name: in the YAML; it becomes the function's ``__name__``, by which TRL logs it.
-        reward: TRL's form; an ``async`` one stays so.
+        reward: TRL's form.
     """
 
     def call(**columns: Any) -> list[float | None]:
         return check_answer(name, reward(**columns), len(columns["completion_ids"]))
 
-    async def call_later(**columns: Any) -> list[float | None]:
-        return check_answer(name, await reward(**columns), len(columns["completion_ids"]))  # pyright: ignore[reportGeneralTypeIssues]
-
-    made: Any = call_later if inspect.iscoroutinefunction(reward) else call
-    made.__name__ = made.__qualname__ = name
-    return made
+    call.__name__ = call.__qualname__ = name
+    return call
 
 
 def check_answer(name: str, answer: Any, count: int) -> list[float | None]:

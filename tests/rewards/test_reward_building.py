@@ -1,6 +1,5 @@
 """From the YAML to checked functions, and what is refused on the way."""
 
-import asyncio
 import inspect
 import math
 from dataclasses import replace
@@ -58,12 +57,6 @@ def test_a_factory_of_ones_own_takes_options(vocab: SIDVocab, inputs: RewardInpu
     assert rewards.functions[0](completion_ids=[vocab.token_ids(5), vocab.token_ids(6)]) == [1, 0]
 
 
-def test_an_async_reward_stays_async(vocab: SIDVocab, inputs: RewardInputs):
-    function = build_rewards({f"{__name__}:late": 1}, vocab, inputs).functions[0]
-    assert inspect.iscoroutinefunction(function)
-    assert asyncio.run(function(completion_ids=[[1], [2]])) == [1, 1]  # pyright: ignore[reportArgumentType]
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -83,6 +76,7 @@ def test_an_async_reward_stays_async(vocab: SIDVocab, inputs: RewardInputs):
         ({f"{__name__}:word": 1}, "is str; name a function"),
         ({f"{__name__}:length": {"power": 2}}, "no option 'power'"),
         ({f"{__name__}:no_reward": 1}, "its factory returned int"),
+        ({f"{__name__}:late": 1}, "it is async, and rewards are asked one after the other"),
     ],
 )
 def test_what_a_yaml_may_not_say(vocab: SIDVocab, inputs: RewardInputs, spec, message: str):

@@ -24,8 +24,8 @@ class RankGRPO(PolicyLoss):
             ``log2(place + 2)``, for what stands later in a written list was written after. None takes ``rest`` for
             completions that list items and ``own`` for candidates, none of which was written after another.
         baseline: of candidates: ``group`` the mean of their group, ``rank`` the mean of the candidates that stand at
-            the same place in the batch, so that a miss costs most where hits are the rule. That needs several groups.
-            Lists of items always have the paper's: the same place in the same group.
+            the same place in the batch of the process, so that a miss costs most where hits are the rule; that needs
+            several groups. Lists of items always have the paper's: the same place in the same group.
         epsilon: as `PolicyLoss`.
         epsilon_high: as `PolicyLoss`.
         scale: as `PolicyLoss`.
