@@ -1,11 +1,11 @@
 """GRPO with constrained candidates: a bundle and its dataset in, a better bundle out.
 
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py \
-    --config recipes/configs/office/grpo_small-qwen3_exact.yaml
+    --config recipes/configs/office/grpo_small-qwen3-2l_exact.yaml
 
 Two processes on a CPU need torchrun (``accelerate launch --cpu --num_processes 2`` would start one):
 
-torchrun --nproc_per_node 2 recipes/grpo.py --config recipes/configs/office/grpo_small-qwen3_exact.yaml
+torchrun --nproc_per_node 2 recipes/grpo.py --config recipes/configs/office/grpo_small-qwen3-2l_exact.yaml
 
 Every key of the YAML is a flag too. A killed run goes on from its last checkpoint when it is started again.
 """

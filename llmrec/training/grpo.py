@@ -129,7 +129,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         self._encoded: dict[str, list[int]] = {}
         self._guard = FiniteGuard(any_process=self._any_process, describe_step=self._describe_step)
         self.add_callback(self._guard)
-        self._order: PromptOrder | None = None
+        self._order = cast(PromptOrder, self._get_train_sampler())
         self.add_callback(_Epochs(self))
 
     def _set_reference(
@@ -442,8 +442,7 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._trainer._order is not None:
-            self._trainer._order.set_epoch(int((state.epoch or 0.0) + 1e-6))
+        self._trainer._order.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 def _base(model: Any) -> PreTrainedModel:

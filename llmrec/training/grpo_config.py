@@ -161,6 +161,8 @@ class GRPORecipeConfig(GRPOConfig):
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             self.eval_on_start = False
         check_group_shape(self.per_device_train_batch_size, group=self.num_generations or 0)
+        if self.save_strategy_name == "steps":
+            check_on_boundary("save_steps", self.save_steps, period=1)  # of a share of max_steps, TRL says less
         self.num_generations_eval = 1  # an evaluation draws no groups, whose shape TRL would check
         super().__post_init__()
         self.num_generations_eval = None

@@ -12,6 +12,8 @@ import numpy as np
 from llmrec.artifacts import read_yaml
 from llmrec.errors import InputError
 from llmrec.training.config import RecipeArguments, SFTRecipeConfig
+from llmrec.training.dpo_config import DPOArguments, DPORecipeConfig
+from llmrec.training.grpo_config import GRPOArguments, GRPORecipeConfig
 from llmrec.training.sweep_ranges import Range, json_text, read_ranges
 
 
@@ -28,7 +30,11 @@ class SweptRecipe:
         return {entry.name for kind in self.kinds for entry in dataclasses.fields(kind) if entry.init}
 
 
-SWEPT_RECIPES = {"sft": SweptRecipe("sft.py", (RecipeArguments, SFTRecipeConfig))}
+SWEPT_RECIPES = {
+    "sft": SweptRecipe("sft.py", (RecipeArguments, SFTRecipeConfig)),
+    "grpo": SweptRecipe("grpo.py", (GRPOArguments, GRPORecipeConfig)),
+    "dpo": SweptRecipe("dpo.py", (DPOArguments, DPORecipeConfig)),
+}
 METHODS = ("random", "halving")
 DEFAULT_ETA = 3
 MOST_DRAWS = 1000

@@ -14,6 +14,7 @@ from llmrec.artifacts import read_json, read_yaml, whole_file
 from llmrec.data.folder import load_dataset
 from llmrec.errors import InputError
 from llmrec.evaluation.jobs import Scripts
+from llmrec.hub.bundle import fetch_bundle
 from llmrec.hub.info import CARD_FILE, INFO_FILE
 from llmrec.sids.table import SIDTable
 from llmrec.training.parser import parse_recipe
@@ -103,10 +104,12 @@ def check_sweep(sweep: SweepConfig, trials: Sequence[Trial], *, progress: bool =
                 f"{first.max_steps} steps, before the learning rate is reached; give a share such as 0.05, or more "
                 "max_steps"
             )
-        if arguments.sids not in tables:
-            table = SIDTable.load(arguments.sids)
-            table.check_catalog(dataset.catalog.hash, path=arguments.sids)
-            tables[arguments.sids] = table.hash
+        own = hasattr(arguments, "sids")
+        sids = arguments.sids if own else arguments.model  # a bundle brings its own
+        if sids not in tables:
+            table = SIDTable.load(sids if own else fetch_bundle(sids, revision=arguments.model_revision))
+            table.check_catalog(dataset.catalog.hash, path=sids)
+            tables[sids] = table.hash
     base = {key: value for key, value in read_yaml(sweep.config, "YAML of a recipe").items() if key != "output_dir"}
     said = {
         key: value for key, value in asdict(sweep).items() if key not in ("config", "ranges", "output_dir", "jobs")

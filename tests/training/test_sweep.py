@@ -148,7 +148,7 @@ def test_rounds_by_hand():
         ({"jobs": 0}, "jobs: 0; a whole number, at least 1"),
         ({"max_steps": 0}, "max_steps: 0; a whole number, at least 1"),
         ({"method": "grid"}, "method: 'grid'; choose one of random, halving"),
-        ({"recipe": "grpo"}, "recipe: 'grpo'; choose one of sft"),
+        ({"recipe": "ppo"}, "recipe: 'ppo'; choose one of sft, grpo, dpo"),
         ({"method": "halving", "max_steps": 9, "eta": 1}, "eta: 1; a whole number, at least 2"),
         ({"eta": 2}, "eta: 2; it is for method: halving"),
         ({"rungs": 2}, "rungs: 2; it is for method: halving"),
