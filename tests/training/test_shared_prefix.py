@@ -2,14 +2,18 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils.operations import convert_outputs_to_fp32
 from reference.slow_rl import slow_group_scores
 from torch import Tensor
 from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -293,6 +297,35 @@ def test_rows_of_an_adapter(make_model: Any, vocab: Any, monkeypatch: Any, metho
     assert not torch.allclose(plain, output.log_probs, atol=1e-3)
     if kind == "full":
         torch.testing.assert_close(plain[0, 0, 0], (wanted / 1.3).log_softmax(0)[groups[0][0][0]], atol=1e-5, rtol=0)
+
+
+def test_a_base_of_four_bits(make_model: Any, vocab: Any, tmp_path: Path) -> None:
+    make_model(hidden=64).save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantization, device_map="cpu")
+    model = attach_adapter(base, vocab, method="qlora", rank=2).eval()
+    add_group_forward(base, GroupSoftmax("full", 1.3), vocab=vocab)
+    prompts, groups = [[5, 6, 7], [8]], [[vocab.token_ids(row) for row in (0, 7)], [vocab.token_ids(29)]]
+    # In a training forward alone bitsandbytes multiplies matrices that it has made whole again
+    output = group_log_probs(model.train(), prompts, groups, pad_token_id=0)
+    for number, place, row in ((0, 0, 0), (0, 1, 7), (1, 0, 29)):
+        ids = vocab.token_ids(row)
+        logits = model(input_ids=torch.tensor([[*prompts[number], *ids]])).logits[0, -4:-1] / 1.3
+        wanted = logits.log_softmax(1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(output.log_probs[number, place], wanted, atol=1e-3, rtol=0)
+    output.log_probs.sum().backward()
+    trained = [name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().any()]
+    assert any("trainable_tokens_delta" in name for name in trained)
+    assert any("lora_B" in name for name in trained)
+
+
+def test_the_output_survives_what_accelerate_does_to_it(trie: SIDTrie) -> None:
+    model = build("qwen3", GroupSoftmax("full"), dtype=torch.bfloat16)
+    output = group_log_probs(model, PROMPTS, GROUPS, pad_token_id=0, entropy=True)
+    again = convert_outputs_to_fp32(lambda: output)()
+    assert type(again) is type(output)
+    assert torch.equal(again.log_probs, output.log_probs)
+    assert again.outside is None
 
 
 @pytest.mark.parametrize("first", ["ours", "trl"])
