@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,3 +257,25 @@ def test_held_out_rows_are_no_training_rows() -> None:
     assert hold_out(rows, count=2, seed=0)[1]["number"] == hold_out(rows, count=2, seed=0)[1]["number"]
     with pytest.raises(InputError, match="0 row, and one is held out"):
         hold_out(rows.select([]), count=1, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_train_as_one(bundle, flags, tmp_path: Path, method: str) -> None:
+    """54 rows by 8 are 7 steps, the last of 6 rows, so one of two processes has a batch that is half empty."""
+    start, found = bundle(method), []
+    for processes in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        given = flags(
+            start, output_dir=tmp_path / str(processes) / "run", per_device_train_batch_size=8 // processes,
+            max_steps=8, eval_steps=4, save_steps=8, loss_type="s_dpo sigmoid", metric_for_best_model="loss",
+        )  # fmt: skip
+        given = [word for text in given for word in (text.split() if text == "s_dpo sigmoid" else [text])]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "recipes" / "dpo.py"), *given]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        logs = history(tmp_path / str(processes) / "run", 8)
+        found.append([entry["loss"] for entry in logs if "loss" in entry])
+        found[-1] += [entry["rewards/margins"] for entry in logs if "loss" in entry]
+    assert len(found[0]) == 16
+    assert len(set(found[0])) > 12
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
