@@ -31,7 +31,7 @@ class GroupOutput(ModelOutput):
             without gradient; None when entropies are not asked for, or without a trie.
     """
 
-    log_probs: Tensor | None = None
+    log_probs: Tensor
     entropies: Tensor | None = None
     outside: Tensor | None = None
 

@@ -88,7 +88,7 @@ def trie() -> SIDTrie:
     return SIDTrie.from_token_ids(rows, sid_token_ids=np.array(SID_TOKENS))
 
 
-def build(shape: str, softmax: GroupSoftmax | None = None, *, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+def build(shape: str, softmax: GroupSoftmax | None = None, *, dtype: torch.dtype = torch.float64) -> Any:
     set_seed(0)
     model = SHAPES[shape]().to(dtype).eval()
     if softmax is not None:
@@ -96,7 +96,7 @@ def build(shape: str, softmax: GroupSoftmax | None = None, *, dtype: torch.dtype
     return model
 
 
-def logits_of(model: PreTrainedModel) -> Callable[[list[int], list[int]], Tensor]:
+def logits_of(model: Any) -> Callable[[list[int], list[int]], Tensor]:
     """The model's own logits behind what was written, from a row of its own."""
 
     def read(prompt: list[int], written: list[int]) -> Tensor:
@@ -114,7 +114,7 @@ def weigh(log_prob: Any, entropy: Any, at: tuple[int, int, int]) -> Any:
     return (1.0 + 0.3 * number - 0.7 * place + 0.2 * level) * log_prob + (0.5 - 0.1 * level) * entropy
 
 
-def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+def gradients(model: Any, loss: Any) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()
     found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
