@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
 from llmrec.errors import InputError
 from llmrec.training.bundle_trainer import BundleTrainer
@@ -56,7 +56,7 @@ class PreferenceTrainer(StartKeptTrainer, BundleTrainer, SteadyTrainer, DPOTrain
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        args: Any,
+        args: DPOConfig,
         *,
         softmax: GroupSoftmax,
         vocab: SIDVocab,
@@ -112,6 +112,10 @@ class PreferenceTrainer(StartKeptTrainer, BundleTrainer, SteadyTrainer, DPOTrain
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels", "completions", "margins", "reference"]
 
+    @property
+    def _settings(self) -> DPOConfig:
+        return cast(DPOConfig, self.args)
+
     # Reference
 
     def _add_reference(self, model: Any, folder: Path, file: str | Path | None) -> None:
@@ -136,7 +140,7 @@ class PreferenceTrainer(StartKeptTrainer, BundleTrainer, SteadyTrainer, DPOTrain
                 rows, key, lambda numbers, rows=rows: self._reference_of(model, rows, numbers),
                 accelerator=self.accelerator, folder=folder, lengths=row_lengths(rows),
                 file=None if file is None else _named(Path(file), name),
-                batch_size=self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size,
+                batch_size=self._settings.precompute_ref_batch_size or self.args.per_device_eval_batch_size,
             )  # fmt: skip
             setattr(self, f"{name}_dataset", rows.add_column("reference", found))
         model.train(was_training)
@@ -184,7 +188,7 @@ class PreferenceTrainer(StartKeptTrainer, BundleTrainer, SteadyTrainer, DPOTrain
         preferences = Preferences(
             output.log_probs.sum(dim=-1), inputs["reference"], inputs["present"], inputs.get("margins")
         )
-        weights = dict(zip(self.args.loss_type, self.loss_weights, strict=True))
+        weights = dict(zip(self._settings.loss_type, self.loss_weights, strict=True))
         losses = sum(
             (weight * PREFERENCE_LOSSES[name](preferences, self.beta) for name, weight in weights.items()
              if name in PREFERENCE_LOSSES), torch.zeros_like(preferences.policy[:, 0]),

@@ -28,7 +28,7 @@ first, and the margins of the others, which are empty where no row has any."""
 
 
 def encode_preferences(
-    rows: Iterable[PreferenceRow],
+    rows: Iterable[PreferenceRow] | Dataset,
     *,
     tokenizer: PreTrainedTokenizerBase,
     form: PromptForm,
@@ -57,7 +57,8 @@ def encode_preferences(
             long.
     """
     found: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for number, row in enumerate(tqdm(rows, what, disable=not progress)):
+    for number, given in enumerate(tqdm(rows, what, disable=not progress)):
+        row = cast(PreferenceRow, given)
         where = f"{what}: row {number}"
         completions = _completions(row, vocab, where=where)
         task = "next_item" if isinstance(row["chosen"], int) else "next_session"
@@ -129,7 +130,7 @@ class PreferenceCollator:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """Return a batch.
 
         Args:

@@ -85,7 +85,7 @@ def slow_best_and_worst(rewards: list[float], target: int | None, rejected: int)
 def slow_preference_loss(
     model: Any,
     reference: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Any],
     *,
     vocab: SIDVocab,
     softmax: str,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def ask(rows, tmp_path: Path) -> Callable[..., tuple[list[list[float]], Asked]]:
     return call
 
 
-def expected() -> list[list[float]]:
+def expected() -> list[list[Any]]:
     return [[pytest.approx(-row - 0.1 * beam) for beam in range(size)] for row, size in enumerate(SIZES)]
 
 
