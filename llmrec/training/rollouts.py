@@ -150,7 +150,7 @@ class Rollouts:
 
         Raises:
             InputError: a target outside the SID table, a history that leaves fewer SIDs than G, what is needed and not
-                given, or logits that are NaN.
+                given, logits that are NaN, or a GPU without memory for a batch.
         """
         leaves, filters, left = self._check(prompt_ids, targets, histories)
         width = min(self.num_generations + self.look_beyond, min(left, default=self.sids))
@@ -169,7 +169,14 @@ class Rollouts:
         try:
             with torch.inference_mode():
                 for places in self._batches(model, prompt_ids, width):
-                    self._fill(group, places, model, prompt_ids, leaves, filters, width, generator)
+                    try:
+                        self._fill(group, places, model, prompt_ids, leaves, filters, width, generator)
+                    except torch.OutOfMemoryError as error:
+                        raise InputError(
+                            f"rollouts: the GPU has no memory for {len(places)} prompts of up to "
+                            f"{len(prompt_ids[places[0]])} tokens with {width} candidates each; lower rollout_tokens "
+                            f"(now {self.max_tokens_per_batch})"
+                        ) from error
         finally:
             model.train(training)
         return group

@@ -114,7 +114,8 @@ class SampleTables:
             for place in range(group.num_generations):
                 item = int(group.rows[prompt, place])
                 parts = {name: _number(rewards[prompt, place, part]) for part, name in enumerate(names)}
-                given = [weight * parts[name] for name, weight in zip(names, weights, strict=True) if _is(parts[name])]
+                pairs = zip(weights, parts.values(), strict=True)
+                given = [weight * value for weight, value in pairs if value is not None]
                 found.append(
                     {
                         "prompt": prompt,
@@ -159,10 +160,6 @@ class SampleTables:
 
 def _number(value: Tensor) -> float | None:
     return None if bool(value.isnan()) else float(value)
-
-
-def _is(value: float | None) -> bool:
-    return value is not None
 
 
 def _cell(text: str) -> str:

@@ -278,3 +278,15 @@ def test_bad_requests_are_refused(make_model: Callable):
         seen(model, PROMPTS)
     with pytest.raises(InputError, match="prompt 2: num_generations 4, but exclude_seen leaves 3 of 5 SIDs"):
         seen(model, PROMPTS, histories=[[1], [1], [2, 5, 3], [1]])
+
+
+def test_a_gpu_without_memory_says_what_to_lower(vocab: SIDVocab, make_model: Callable, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("llmrec.training.rollouts.read_prompts", full)
+    with pytest.raises(
+        InputError,
+        match=r"no memory for 4 prompts of up to 5 tokens with 6 candidates each; lower rollout_tokens \(now",
+    ):
+        make_rollouts(vocab)(make_model(rows=ROWS), PROMPTS)
