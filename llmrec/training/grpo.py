@@ -89,7 +89,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self._policy, self._rewards, self._rollouts, self._samples = policy, rewards, rollouts, samples
-        self._policy_loss = policy_loss
+        self._policy_loss, self._settings, self.group_size = policy_loss, args, rollouts.num_generations
         check_resume(args.resume_from_checkpoint, manifest or {})
         beta, args.beta = args.beta, 0.0  # TRL would load its own reference, from another place or without SID rows
         args.reward_weights = list(rewards.weights)
@@ -161,14 +161,18 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         )
         return f"candidates of generation {self.generation}, with mean rewards {rewards}"
 
+    def _gather_rows(self, tensor: Tensor) -> Tensor:
+        """Return the rows of all processes, those of the first first."""
+        return cast(Tensor, self.accelerator.gather(tensor))
+
     # Prompts
 
     def get_train_dataloader(self) -> DataLoader:
         """Return generation batches of this process: one row a prompt, where TRL repeats it for each candidate."""
         return self._get_dataloader(
-            dataset=self.train_dataset,
+            dataset=cast(Any, self.train_dataset),
             description="Training",
-            batch_size=self._train_batch_size * self.args.steps_per_generation // self.num_generations,
+            batch_size=self._train_batch_size * cast(int, self._settings.steps_per_generation) // self.group_size,
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
@@ -177,8 +181,8 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         rows = cast(Dataset, self.train_dataset if dataset is None else dataset)
         self._order = PromptOrder(
             rows,
-            batch=self.args.generation_batch_size // self.num_generations,
-            repeats=self.num_iterations * self.args.steps_per_generation,
+            batch=cast(int, self._settings.generation_batch_size) // self.group_size,
+            repeats=self.num_iterations * cast(int, self._settings.steps_per_generation),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=bool(self.shuffle_dataset),
         )
@@ -231,11 +235,11 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Return the micro-batch that is due, of whole groups; draw and score candidates when it is time."""
-        steps = self.args.steps_per_generation
+        steps = cast(int, self._settings.steps_per_generation)
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
             generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + self.generation) % 2**63)
-            batch = shuffle_groups(batch, group=self.num_generations, generator=generator)
+            batch = shuffle_groups(batch, group=self.group_size, generator=generator)
             self._buffered_inputs = split_tensor_dict(batch, steps)
             self.generation += 1
         return self._buffered_inputs[self._step % steps]
@@ -245,16 +249,16 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         context = unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            gather_deepspeed3_params=self._settings.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=cast(dict[str, Any] | None, self.args.gradient_checkpointing_kwargs),
         )
         with context as model, self.accelerator.autocast(), self._dist.summon_full_params(self.model_wrapped):
             collected = self.hard_prompts.collect(cast(PreTrainedModel, model), inputs, step=self.generation)
         self._collected = collected
         ids = self.encode(collected.rows)
         self.meter.add_rollouts(collected, prompt_tokens=sum(map(len, ids)))
-        self.watch.see(self.accelerator.gather(collected.rewards.to(self.accelerator.device)).cpu())
-        size = self.num_generations
+        self.watch.see(self._gather_rows(collected.rewards.to(self.accelerator.device)).cpu())
+        size = self.group_size
         batch = super()._generate_and_score_completions([row for row in collected.rows for _ in range(size)])
         batch["ranks"] = collected.group.ranks.flatten().to(batch["advantages"].device)
         if self._policy_loss is not None:
@@ -277,18 +281,18 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         """Return what TRL's method does, for the candidates that were collected."""
         collected = self._collected
         assert collected is not None
-        ids, size = self.encode(collected.rows), self.num_generations
+        ids, size = self.encode(collected.rows), self.group_size
         group = collected.group
         completions = [self._policy.vocab.tokens(item) for item in group.rows.flatten().tolist()]
         tokens = torch.tensor(sum(map(len, ids)) + int((group.token_ids >= 0).sum()), device=self.accelerator.device)
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+        self.state.num_input_tokens_seen += int(self._gather_rows(tokens).sum())
         self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
         return [one for one in ids for _ in range(size)], group.completions(), None, completions, None, {}, None, []
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """Return ``(candidates of all processes, parts)`` rewards, which were computed when they were collected."""
         assert self._collected is not None
-        return self.accelerator.gather(self._collected.rewards.flatten(0, 1).to(self.accelerator.device))
+        return self._gather_rows(self._collected.rewards.flatten(0, 1).to(self.accelerator.device))
 
     def _own_advantages(self, collected: Collected) -> Tensor:
         """Return ``(candidates,)`` advantages of a loss of ours; a candidate without a reward has its group's mean."""
@@ -303,13 +307,11 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
 
     def _leave_out(self, batch: dict[str, Any], keep: Tensor) -> None:
         """Let groups count for nothing, and the others for as much as all."""
-        weights = loss_weights(keep.to(batch["completion_mask"].device), self.accelerator.gather)
-        rows = (weights > 0).repeat_interleave(self.num_generations)
+        weights = loss_weights(keep.to(batch["completion_mask"].device), self._gather_rows)
+        rows = (weights > 0).repeat_interleave(self.group_size)
         batch["tool_mask"] = rows[:, None].to(batch["completion_mask"].dtype).expand_as(batch["completion_mask"])
-        batch["num_items_in_batch"] = self.accelerator.gather(
-            (batch["completion_mask"] * batch["tool_mask"]).sum()
-        ).sum()
-        everyone = self.accelerator.gather(weights)
+        batch["num_items_in_batch"] = self._gather_rows((batch["completion_mask"] * batch["tool_mask"]).sum()).sum()
+        everyone = self._gather_rows(weights)
         batch["scale"] = everyone.max()
 
     # Log-probabilities and loss
@@ -320,13 +322,13 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, None]:  # fmt: skip
         """Return ``(candidates, length)`` log-probabilities and entropies; each prompt is read once."""
         groups = groups_of_rows(
-            input_ids, attention_mask, completion_length=logits_to_keep, num_generations=self.num_generations
+            input_ids, attention_mask, completion_length=logits_to_keep, num_generations=self.group_size
         )
         entropy: bool | str = compute_entropy
         if compute_entropy and self._entropy_bonus_enabled and torch.is_grad_enabled():
             entropy = "grad"
         log_probs, entropies = [], []
-        step = max(1, (batch_size or len(input_ids)) // self.num_generations)
+        step = max(1, (batch_size or len(input_ids)) // self.group_size)
         for start in range(0, len(groups["input_ids"]), step):
             part = {name: tensor[start : start + step] for name, tensor in groups.items()}
             first = int(part["attention_mask"].any(dim=0).to(torch.uint8).argmax())  # before it all is padding
@@ -366,14 +368,14 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
             mask,
             advantages if advantages.dim() == 2 else advantages[:, None],
             inputs["ranks"],
-            self.num_generations,
+            self.group_size,
         )
         losses = self._policy_loss.token_losses(batch)
         logged = {"entropy": entropies, "clip_ratio/region_mean": self._policy_loss.clipped(batch).float()}
         if self.beta != 0.0:
             ratio = inputs["ref_per_token_logps"] - log_probs
             logged["kl"] = ratio.exp() - ratio - 1
-            if self.args.use_bias_correction_kl:
+            if self._settings.use_bias_correction_kl:
                 logged["kl"] = logged["kl"] * (log_probs - batch.old_log_probs).exp()
             losses = losses + self.beta * logged["kl"]
         loss = ((losses * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean() * inputs.get("scale", 1.0)

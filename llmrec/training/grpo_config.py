@@ -193,7 +193,8 @@ class GRPORecipeConfig(GRPOConfig):
             items: size of the catalogue.
         """
         check_training(self, arguments, items=items, recipe="recipes/grpo.py", loss=False)
-        named = resolve_policy_loss(arguments.policy_loss, arguments.policy_loss_args)
+        given = parse_mapping(arguments.policy_loss_args, "policy_loss_args")
+        named = resolve_policy_loss(arguments.policy_loss, given)
         if isinstance(named, dict):
             for name, value in named.items():
                 setattr(self, name, value)

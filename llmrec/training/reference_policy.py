@@ -90,7 +90,7 @@ def add_reference(model: PeftModel) -> None:
     Args:
         model: the policy, before it has trained.
     """
-    active = model.active_adapter
+    active = cast(str, model.active_adapter)
     model.add_adapter(REFERENCE, model.peft_config["default"])
     multiply_few_rows(model)
     parameters = dict(model.named_parameters())

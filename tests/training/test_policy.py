@@ -59,7 +59,7 @@ def trained(policy: Policy) -> list[str]:
 
 def recommended(model: Any, policy: Policy) -> list[list[int]]:
     found = LLMRecommender(model, policy.tokenizer, policy.vocab, policy.form, num_beams=10)
-    return [list(row) for row in found.recommend([[1, 2, 3], [7]], k=10)]
+    return [[int(item) for item in row] for row in found.recommend([[1, 2, 3], [7]], k=10)]
 
 
 @pytest.mark.parametrize(
