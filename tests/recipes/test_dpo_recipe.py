@@ -102,7 +102,7 @@ def test_every_config_parses(path: Path, tmp_path: Path) -> None:
 
 
 def test_there_are_configs() -> None:
-    assert {path.parent.name for path in CONFIGS} == {"demo", "office"}
+    assert {path.parent.name for path in CONFIGS} >= {"demo", "office"}
 
 
 @pytest.mark.parametrize(("before", "method"), [
@@ -141,6 +141,7 @@ def test_a_run_that_learns_nothing_good_ends_with_its_start(recipe, bundle, flag
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(recipe, bundle, flags, tmp_path: Path, monkeypatch) -> None:
     start = bundle()
     settings = {"save_total_limit": 5, "metric_for_best_model": "loss"}

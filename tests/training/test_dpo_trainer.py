@@ -106,8 +106,9 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "new_rows", "t5"])
-@pytest.mark.parametrize("softmax", ["full", "sids", "allowed"])
+@pytest.mark.parametrize(("kind", "softmax"), [
+    ("full", "full"), ("lora", "full"), ("lora", "sids"), ("lora", "allowed"), ("new_rows", "full"), ("t5", "sids"),
+])  # fmt: skip
 def test_the_reference_is_the_start(start, encoded, tokenizer, vocab, tmp_path: Path, kind: str, softmax: str) -> None:
     """Nothing is learned yet: log(1 + 3) and log 2, so the reference has the adapter and the SID rows of the start."""
     rows = encoded(preferences())
@@ -175,8 +176,7 @@ class StockTrainer(DPOTrainer):
 
 
 @pytest.mark.parametrize("losses", [
-    ["sigmoid"], ["hinge"], ["ipo"], ["robust"], ["apo_zero"], ["exo_pair"], ["nca_pair"], ["discopop"], ["sft"],
-    ["aot"], ["sigmoid", "sft"],
+    ["sigmoid"], ["hinge"], ["ipo"], ["robust"], ["apo_zero"], ["aot"], ["sigmoid", "sft"],
 ])  # fmt: skip
 def test_losses_of_trl_are_those_of_stock_trl(start, encoded, tokenizer, vocab, tmp_path: Path, losses: list) -> None:
     """A list of three is three of stock TRL's pairs; the policy has learned something meanwhile."""
@@ -216,7 +216,7 @@ def test_all_losses_of_trl_run(start, encoded, tokenizer, vocab, tmp_path: Path)
     assert math.isfinite(loss.item())
 
 
-@pytest.mark.parametrize("losses", [["s_dpo"], ["sigmoid"], ["ddro", "hinge"]])
+@pytest.mark.parametrize("losses", [["s_dpo"], ["ddro", "hinge"]])
 def test_batches_change_no_training(start, encoded, tokenizer, vocab, tmp_path: Path, losses: list[str]) -> None:
     """Lists of unequal length; the last step has three of its four rows."""
     rows = preferences()
