@@ -1,5 +1,6 @@
 """GRPO on TRL's trainer: candidates from constrained search, each prompt read once, groups that stay whole."""
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from llmrec.training.bundle_trainer import BundleTrainer
 from llmrec.training.group_order import PromptOrder, shuffle_groups
 from llmrec.training.group_softmax import GroupSoftmax
 from llmrec.training.grpo_config import GRPORecipeConfig
+from llmrec.training.grpo_loss import own_advantages, own_loss
 from llmrec.training.guard import FiniteGuard
 from llmrec.training.hard_prompts import Collected, HardPrompts, HardPromptSettings
 from llmrec.training.policy import Policy, disable_dropout
@@ -127,6 +129,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         self.generation = 0
         self._collected: Collected | None = None
         self._encoded: dict[str, list[int]] = {}
+        self._text = functools.cache(policy.vocab.tokens)
         self._guard = FiniteGuard(any_process=self._any_process, describe_step=self._describe_step)
         self.add_callback(self._guard)
         self._order = cast(PromptOrder, self._get_train_sampler())
@@ -219,7 +222,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         }
         given = {
             "prompts": [row["prompt"] for row in rows for _ in range(size)],
-            "completions": [self._policy.vocab.tokens(item) for item in group.rows.flatten().tolist()],
+            "completions": [self._text(item) for item in group.rows.flatten().tolist()],
             "completion_ids": group.completions(),
             **columns,
             "rank": group.ranks.flatten().tolist(),
@@ -262,7 +265,10 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         batch = super()._generate_and_score_completions([row for row in collected.rows for _ in range(size)])
         batch["ranks"] = collected.group.ranks.flatten().to(batch["advantages"].device)
         if self._policy_loss is not None:
-            batch["advantages"] = self._own_advantages(collected).to(batch["advantages"].device)
+            advantages = own_advantages(
+                self._policy_loss, collected.rewards, weights=self._rewards.weights, ranks=collected.group.ranks
+            )
+            batch["advantages"] = advantages.to(batch["advantages"].device)
         if self.hard_prompts.settings.skip:
             self._leave_out(batch, collected.keep)
         if (
@@ -283,7 +289,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         assert collected is not None
         ids, size = self.encode(collected.rows), self.group_size
         group = collected.group
-        completions = [self._policy.vocab.tokens(item) for item in group.rows.flatten().tolist()]
+        completions = [self._text(item) for item in group.rows.flatten().tolist()]
         tokens = torch.tensor(sum(map(len, ids)) + int((group.token_ids >= 0).sum()), device=self.accelerator.device)
         self.state.num_input_tokens_seen += int(self._gather_rows(tokens).sum())
         self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
@@ -293,17 +299,6 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         """Return ``(candidates of all processes, parts)`` rewards, which were computed when they were collected."""
         assert self._collected is not None
         return self._gather_rows(self._collected.rewards.flatten(0, 1).to(self.accelerator.device))
-
-    def _own_advantages(self, collected: Collected) -> Tensor:
-        """Return ``(candidates,)`` advantages of a loss of ours; a candidate without a reward has its group's mean."""
-        assert self._policy_loss is not None
-        weights = torch.tensor(self._rewards.weights)
-        rewards = (collected.rewards * weights).nansum(dim=-1)
-        gone = collected.rewards.isnan().all(dim=-1)
-        means = rewards.masked_fill(gone, torch.nan).nanmean(dim=1, keepdim=True).nan_to_num(0.0)
-        return self._policy_loss.advantages(torch.where(gone, means, rewards), ranks=collected.group.ranks).flatten(
-            0, 1
-        )
 
     def _leave_out(self, batch: dict[str, Any], keep: Tensor) -> None:
         """Let groups count for nothing, and the others for as much as all."""
@@ -349,7 +344,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         return loss * inputs["scale"] if "scale" in inputs and self.loss_type in BY_ROWS else loss
 
     def _own_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Return a policy loss of ours, aggregated as TRL does ``grpo``, with its KL term, entropy bonus and logs."""
+        """Return a policy loss of ours, and log what TRL logs of its own."""
         assert self._policy_loss is not None
         completion_mask = inputs["completion_mask"]
         log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
@@ -360,30 +355,23 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
             compute_entropy=True,
         )
         assert entropies is not None
-        mask = completion_mask * inputs["tool_mask"] if "tool_mask" in inputs else completion_mask
         advantages = inputs["advantages"]
         batch = PolicyBatch(
             log_probs,
             inputs.get("old_per_token_logps", log_probs.detach()),
-            mask,
+            completion_mask * inputs["tool_mask"] if "tool_mask" in inputs else completion_mask,
             advantages if advantages.dim() == 2 else advantages[:, None],
             inputs["ranks"],
             self.group_size,
         )
-        losses = self._policy_loss.token_losses(batch)
-        logged = {"entropy": entropies, "clip_ratio/region_mean": self._policy_loss.clipped(batch).float()}
-        if self.beta != 0.0:
-            ratio = inputs["ref_per_token_logps"] - log_probs
-            logged["kl"] = ratio.exp() - ratio - 1
-            if self._settings.use_bias_correction_kl:
-                logged["kl"] = logged["kl"] * (log_probs - batch.old_log_probs).exp()
-            losses = losses + self.beta * logged["kl"]
-        loss = ((losses * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean() * inputs.get("scale", 1.0)
-        if self._entropy_bonus_enabled:
-            loss = loss - self.entropy_coef * (entropies * mask).sum() / mask.sum().clamp(min=1.0)
-        count = mask.sum().float()
-        sums = torch.stack([*((values.detach() * mask).sum() for values in logged.values()), count])
-        sums = self.accelerator.reduce(sums, reduction="sum")
+        loss, logged = own_loss(
+            self._policy_loss, batch, entropies=entropies, reference=inputs.get("ref_per_token_logps"),
+            beta=self.beta, correct_kl=self._settings.use_bias_correction_kl, scale=inputs.get("scale", 1.0),
+            entropy_coef=self.entropy_coef,
+        )  # fmt: skip
+        count = batch.mask.sum().float()
+        sums = torch.stack([*((values.detach() * batch.mask).sum() for values in logged.values()), count])
+        sums = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
         for name, value in zip(logged, sums[:-1] / sums[-1].clamp(min=1.0), strict=True):
             self._metrics["train"][name].append(value.item())
         return loss / self.current_gradient_accumulation_steps
