@@ -5,8 +5,8 @@
 For each seed: supervised training on the demo's data until Recall@1 on validation first reaches half of the ceiling's;
 from that checkpoint, on the same training rows, GRPO with an exact match as its reward, S-DPO, and supervised training
 again for as many seconds as GRPO took, the control that says what reinforcement learning itself is worth. All are then
-read on test. ``gap`` is the share of the way from the start's Recall@1 to the ceiling's. Seeds that --out has already
-are kept, so that a check that was cut off goes on.
+read on test, scored over the legal tokens (``allowed``), as both are trained. ``gap`` is the share of the way from the
+start's Recall@1 to the ceiling's. Seeds that --out has already are kept, so that a check that was cut off goes on.
 """
 
 import argparse
@@ -33,6 +33,7 @@ METHODS = {
 }
 KS = ("1", "5", "10")
 LOOK_EVERY = 20
+SCORE = "allowed"
 
 
 def run(*command: str, log: Path) -> float:
@@ -95,7 +96,18 @@ def check_seed(seed: int, work: Path, *, ceiling: Mapping[str, float], epochs: f
     data, here = work / "data", work / f"seed-{seed}"
     own = ["--dataset", str(data), "--overwrite_output_dir", "true", "--seed", str(seed)]
     first = here / "sft"
-    train = ["recipes/sft.py", "--config", SFT, "--sids", str(data / "sids"), *own, "--eval_ks", *KS]
+    train = [
+        "recipes/sft.py",
+        "--config",
+        SFT,
+        "--sids",
+        str(data / "sids"),
+        *own,
+        "--eval_ks",
+        *KS,
+        "--eval_score",
+        SCORE,
+    ]
     seconds = run(
         *train, "--output_dir", str(first), "--num_train_epochs", f"{epochs:g}", "--eval_strategy", "steps",
         "--eval_steps", str(LOOK_EVERY), "--save_strategy", "steps", "--save_steps", str(LOOK_EVERY),
@@ -123,7 +135,8 @@ def check_seed(seed: int, work: Path, *, ceiling: Mapping[str, float], epochs: f
         results = here / f"{name}.json"
         run(
             "recipes/evaluate.py", "--model", str(folder), "--dataset", str(data), "--split", "test", "--ks", *KS,
-            "--num_beams", "20", "--name", name, "--output", str(results), log=here / f"{name}-test.log",
+            "--num_beams", "20", "--score", SCORE, "--name", name, "--output", str(results),
+            log=here / f"{name}-test.log",
         )  # fmt: skip
         found[name] = {**_metrics(results), "seconds": round(took[name], 1)}
     gap = ceiling["recall@1"] - found["start"]["recall@1"]
@@ -143,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     parser.add_argument("--users", type=int, default=2500, help="of the generated data")
-    parser.add_argument("--epochs", type=float, default=8, help="of the first training")
+    parser.add_argument("--epochs", type=float, default=4, help="of the first training")
     parser.add_argument("--work", type=Path, default=Path("runs/check_rl"), help="folder for data and runs")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
