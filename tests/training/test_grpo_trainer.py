@@ -3,6 +3,7 @@
 import shutil
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmrec.training.group_softmax import GroupSoftmax
 from llmrec.training.grpo import RecommenderGRPOTrainer
 from llmrec.training.grpo_config import GRPOArguments, GRPORecipeConfig
 from llmrec.training.hard_prompts import HardPromptSettings
+from llmrec.training.model import QUANTIZATION
 from llmrec.training.policy import load_policy, prompt_rows, read_start
 from llmrec.training.policy_losses.base import PolicyLoss
 from llmrec.training.policy_losses.methods import POLICY_LOSSES, resolve_policy_loss
@@ -43,12 +45,14 @@ def bundles(tmp_path_factory, dataset, tokenizer, table, vocab) -> Callable[[str
         if kind not in made:
             given = {"dataset": dataset, "tokenizer": tokenizer, "table": table}
             path = tmp_path_factory.mktemp("bundles") / kind
-            if kind == "full":
-                write_bundle(path, make(), **given)
+            if kind in ("full", "wide"):
+                write_bundle(path, make(hidden=64 if kind == "wide" else 32), **given)
             elif kind == "t5":
                 write_bundle(path, make_t5(tokenizer), base_model="tiny-t5", **given)
             else:
-                write_adapter(path, path.with_name("base"), make, vocab, method=kind, **given)
+                given["quantization"] = dict(QUANTIZATION) if kind == "qlora" else None
+                wide = partial(make, hidden=64)
+                write_adapter(path, path.with_name("base"), wide, vocab, method=kind, **given)
             made[kind] = path
         return made[kind]
 
@@ -144,6 +148,8 @@ def one_batch(trainer: RecommenderGRPOTrainer) -> list[dict[str, Tensor]]:
         ("t5", {}),
         ("full", {"method": "lora"}),
         ("lora", {"method": "full"}),
+        ("qlora", {}),
+        ("wide", {"method": "qlora"}),  # 4 bits come in blocks of 64
     ],
 )
 def test_the_reference_is_the_start(make_trainer, kind: str, recipe: dict[str, Any]) -> None:
@@ -362,6 +368,16 @@ def test_gradient_checkpointing_and_accumulation_change_nothing(make_trainer) ->
         found.append([entry["loss"] for entry in logged(trainer)])
     assert found[1] == pytest.approx(found[0], abs=1e-5)
     assert found[2] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_kl_of_draws_is_an_estimate_and_bfloat16_trains(make_trainer) -> None:
+    trainer = make_trainer(recipe={"rollouts": "sample", "softmax": "allowed"}, beta=0.1, bf16=True)
+    trainer.train()
+    first = logged(trainer)[0]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert "kl_penalty" not in first
+    assert first["outside_mass"] == 0.0
+    assert {value.dtype for value in trainer.model.parameters()} == {torch.float32}
 
 
 def test_old_log_probabilities_stay_those_of_the_draw(make_trainer) -> None:
