@@ -1,12 +1,16 @@
 """Rounds of preference alignment: settings, folders, what a killed run finds again, and the bundle that is kept."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -305,3 +309,32 @@ def test_two_rounds_of_the_recipe(bundle: Path, dataset: DatasetFolder, tmp_path
     assert all((whole[name] == last[name]).all() for name in last)
     first = load_bundle(out / "round-1" / "bundle").model.state_dict()
     assert any((first[name] != last[name]).any() for name in last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"reward_model": json.dumps(REWARD), "pairs": json.dumps(PAIRS)},
+        {"reward_model": json.dumps(REWARD), "pairs": json.dumps(PAIRS), "lists": '{"items": 2}'},
+        {"negatives": '{"self_hard": 3, "popularity": 2}'},
+    ],
+)
+def test_two_processes_make_the_pairs_of_one(
+    bundle: Path, dataset: DatasetFolder, tmp_path: Path, given: dict[str, str]
+):
+    common = {
+        "dataset": dataset.path, "model": bundle, "rounds": 1, "prompts": 33, "max_steps": 1, "use_cpu": True,
+        "report_to": "none", "disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no",
+        "load_best_model_at_end": False, "per_device_train_batch_size": 4, **given,
+    }  # fmt: skip
+    words = [word for name, value in common.items() for word in (f"--{name}", str(value))]
+    one, two = tmp_path / "one", tmp_path / "two"
+    main([*words, "--output_dir", str(one)])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    recipe = str(Path(__file__).parents[2] / "recipes" / "dpo.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, recipe, *words, "--output_dir", str(two)], check=True, env=environment)
+    found = [pq.read_table(path / "round-1" / "pairs.parquet") for path in (one, two)]
+    assert found[0].num_rows > 20
+    assert found[0].equals(found[1])
