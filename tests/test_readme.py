@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,17 +20,22 @@ from llmrec.data.items import Catalog
 from llmrec.data.splits import History
 from llmrec.evaluation.evaluator import evaluate
 from llmrec.registry import resolve
+from llmrec.rewards.build import build_rewards
+from llmrec.rewards.inputs import RewardInputs
 from llmrec.sids.learn import make_sid_tokenizer
 from llmrec.sids.methods import load_sid_tokenizer
+from llmrec.sids.table import SIDTable
 from llmrec.tasks.mixture import TASKS
+from llmrec.training.tokenizer import train_tokenizer
+from llmrec.vocab import SIDVocab, add_sid_tokens
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LAUNCHERS = ("accelerate launch", "torchrun")
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for name, text in found if name == language]
 
 
@@ -72,7 +78,7 @@ def test_readme_holds_the_two_commands_and_every_step():
     scripts = {line[script_of(line)] for line in SCRIPTED}
     for name in ("lcrec", "sequences", "minionerec", "recbole", "embed_items", "learn_sids"):
         assert f"data_prep/{name}.py" in scripts
-    for name in ("sft", "baselines", "evaluate"):
+    for name in ("sft", "grpo", "dpo", "baselines", "evaluate"):
         assert f"recipes/{name}.py" in scripts
 
 
@@ -80,7 +86,7 @@ def test_readme_holds_the_two_commands_and_every_step():
 def test_every_flag_exists(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     assert (ROOT / script).is_file()
     known = known_flags(ROOT / script, monkeypatch, capsys)
-    if script == "recipes/sft.py":
+    if script in ("recipes/sft.py", "recipes/grpo.py", "recipes/dpo.py"):
         known.add("--config")  # TRL's parser takes it and does not list it
     for line in SCRIPTED:
         if line[script_of(line)] == script:
@@ -144,12 +150,13 @@ def test_the_demo_ends_with_commands_of_the_readme():
     assert [line for line in lines if line not in COMMANDS] == []
 
 
-PARTS = [block for block in blocks("python") if "push_to_hub" not in block]
+OWN_SIDS = (ROOT / "docs" / "sids.md").read_text(encoding="utf-8").partition("## A method of your own")[2]
+PARTS = [block for block in blocks("python") if "push_to_hub" not in block] + blocks("python", OWN_SIDS)
 
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The three blocks of "Plug in your own", as the module that the text makes of them."""
+    """The blocks of "Plug in your own", and of the page of SIDs, as the module that the text makes of them."""
     (tmp_path / "my_parts.py").write_text("\n".join(PARTS), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_parts", raising=False)
@@ -157,7 +164,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_your_own_parts_take_ten_lines_each():
-    assert len(PARTS) == 3
+    assert len(PARTS) == 4
     assert max(len([line for line in block.splitlines() if line]) for block in PARTS) <= 10
 
 
@@ -184,6 +191,19 @@ def test_your_own_task_works(parts: ModuleType):
         ("A product of Alder:", "<0>", 0),
         ("A product of Birch:", "<2>", 2),
     ]
+
+
+def test_your_own_reward_works(parts: ModuleType):
+    catalog = Catalog(("a", "b", "c"), {"title": ("x", "y", "z"), "price": ("3.5", "20", "4")})
+    table = SIDTable(catalog.item_ids, np.array([[0], [1], [2]]), (3,))
+    tokenizer = train_tokenizer(catalog.titles, vocab_size=300)
+    add_sid_tokens(tokenizer, table)
+    vocab = SIDVocab(tokenizer, table)
+    inputs = RewardInputs(num_generations=3, catalog=catalog)
+    found = build_rewards({"exact_match": 1.0, "my_parts:cheap": {"weight": 0.1, "limit": 4.0}}, vocab, inputs)
+    assert found.weights == [1.0, 0.1]
+    ids = [vocab.token_ids(row) for row in range(3)]
+    assert found.functions[1](prompts=["p"] * 3, completions=["c"] * 3, completion_ids=ids) == [1, 0, 1]
 
 
 def test_your_own_baseline_works(parts: ModuleType):
