@@ -155,7 +155,9 @@ class HardPrompts:
         self._remember(asked, group)
         flat = self._without_spread(rewards)
         counts = {"asked": len(asked), "no_spread": len(flat), "resampled": 0, "replaced": 0, "skipped": 0}
-        for _ in range(self.settings.resample if flat else 0):
+        for _ in range(self.settings.resample):
+            if not flat:
+                break
             drawn = self.rollouts.drawn(self.settings.resample_temperature)
             better, theirs = self._ask(drawn, model, [asked[place] for place in flat], generator)
             group, rewards, flat = self._put(group, rewards, flat, better, theirs)
@@ -167,7 +169,7 @@ class HardPrompts:
                 break
             better, theirs = self._ask(self.rollouts, model, others, generator)
             self._remember(others, better)
-            # Those with spread come first, so that few others serve as many places as they can.
+            # Another prompt that has no spread either takes no place.
             useless = set(self._without_spread(theirs))
             order = [place for place in range(len(others)) if place not in useless]
             for place, other in zip(flat, order, strict=False):

@@ -79,6 +79,13 @@ def test_a_prompt_is_asked_again_until_its_rewards_differ(scene: Callable):
     assert same == [True, True, False]  # the drawn group stands where it was of use, and there alone
 
 
+def test_nothing_is_asked_once_all_rewards_differ(scene: Callable):
+    stage = scene(resample=3, replace="replay", replace_tries=3, skip=True)
+    found = stage.hard.collect(stage.model, [row(1), row(HIT_WHEN_DRAWN)], step=0)
+    assert stage.asked == [[1, HIT_WHEN_DRAWN], [HIT_WHEN_DRAWN]]
+    assert found.counts == {"asked": 2, "no_spread": 1, "resampled": 1, "replaced": 0, "skipped": 0}
+
+
 def test_next_prompts_fill_the_places(scene: Callable):
     asked = []
 
