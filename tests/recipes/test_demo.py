@@ -32,7 +32,8 @@ def test_the_commands_are_one_chain(demo: dict):
     lines = demo["commands"](data="D", out="R", users=2500, epochs=8)
     assert [line[0] for line in lines] == [
         "data_prep/synthetic.py", "data_prep/embed_items.py", "data_prep/learn_sids.py", "data_prep/learn_sids.py",
-        "recipes/sft.py", "recipes/sft.py", "recipes/evaluate.py", "recipes/evaluate.py",
+        "recipes/sft.py", "recipes/sft.py", "recipes/sft.py", "recipes/grpo.py", "recipes/evaluate.py",
+        "recipes/evaluate.py", "recipes/evaluate.py", "recipes/evaluate.py",
     ]  # fmt: skip
     # The control differs from the model in its SIDs and its folder, and in nothing else.
     model, control = lines[4], lines[5]
@@ -84,8 +85,9 @@ def test_a_small_demo_end_to_end_twice(tmp_path: Path):
     for _ in range(2):  # the second replaces what the first left
         done = run(*flags)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert len(re.findall(r"^\$ python (?:data_prep|recipes)/", done.stdout, re.MULTILINE)) == 8
-        systems = ("popularity", "item-knn", "transitions", "model, random SIDs", "model", "ceiling")
+        assert len(re.findall(r"^\$ python (?:data_prep|recipes)/", done.stdout, re.MULTILINE)) == 12
+        models = ("model, random SIDs", "model, early", r"model, early \+ GRPO", "model")
+        systems = ("popularity", "item-knn", "transitions", *models, "ceiling")
         last = done.stdout[done.stdout.index("120 test users") :]
         values = {name: re.search(rf"^{name}((?: +\d\.\d{{4}}){{4}})$", last, re.MULTILINE) for name in systems}
         assert all(values.values())
