@@ -35,7 +35,7 @@ from llmrec.training.rollouts import Group, Rollouts, rollout_generator
 from llmrec.training.run_folder import check_resume
 from llmrec.training.sample_tables import SampleTables
 from llmrec.training.shared_prefix import add_group_forward, groups_of_rows
-from llmrec.training.spread import SpreadWatch, loss_weights
+from llmrec.training.spread import SpreadWatch, has_spread, loss_weights
 from llmrec.training.start_kept import StartKeptTrainer
 
 logger = logging.getLogger(__name__)
@@ -264,6 +264,9 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         size = self.group_size
         batch = super()._generate_and_score_completions([row for row in collected.rows for _ in range(size)])
         batch["ranks"] = collected.group.ranks.flatten().to(batch["advantages"].device)
+        # A constant reward such as 0.7 is no float, so its distance from the mean is rounding, which TRL scales up.
+        flat = ~has_spread(collected.rewards, self._rewards.weights)
+        batch["advantages"].view(len(flat), size)[flat.to(batch["advantages"].device)] = 0.0
         if self._policy_loss is not None:
             advantages = own_advantages(
                 self._policy_loss, collected.rewards, weights=self._rewards.weights, ranks=collected.group.ranks

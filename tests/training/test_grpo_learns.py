@@ -23,6 +23,7 @@ from llmrec.training.grpo import RecommenderGRPOTrainer
 from llmrec.training.grpo_config import GRPOArguments, GRPORecipeConfig
 from llmrec.training.hard_prompts import HardPromptSettings
 from llmrec.training.policy import load_policy, prompt_rows, read_start
+from llmrec.training.policy_losses.base import group_advantages
 from llmrec.training.reference_policy import load_reference
 from llmrec.training.rollouts import Rollouts
 from llmrec.training.shared_prefix import group_log_probs
@@ -108,6 +109,13 @@ def test_a_constant_reward_changes_no_weight(make_trainer: Callable):
     last = [entry for entry in trainer.state.log_history if "reward" in entry][-1]
     assert last["reward"] == pytest.approx(0.7)
     assert last["no_spread"] == last["frac_reward_zero_std"] == 1.0
+
+
+@pytest.mark.parametrize("candidates", [3, 6, 7, 16])
+def test_equal_rewards_are_no_advantage_to_losses_of_ours(candidates: int):
+    """0.7 is no float: in float32 the mean of seven of them is 0.7 less 6e-8, which is 6e-4 once it is scaled."""
+    rewards = torch.tensor([[0.7], [0.1], [-1.3]]).expand(-1, candidates)
+    assert (group_advantages(rewards, scale=True) == 0.0).all()
 
 
 def test_a_constant_reward_beside_a_kl_term_leaves_the_policy_where_it_was(make_trainer: Callable):

@@ -136,7 +136,8 @@ def group_advantages(rewards: Tensor, *, scale: bool) -> Tensor:
 
     Paper: GRPO (Shao et al., 2024, arXiv:2402.03300). As in TRL the deviation is that of a sample, with 1e-4 added.
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    exact = rewards.double()  # in float32 the mean of equal rewards is not quite them, and scaling would show it
+    centred = (exact - exact.mean(dim=1, keepdim=True)).to(rewards.dtype)
     return centred / (rewards.std(dim=1, keepdim=True) + SPREAD) if scale else centred
 
 
