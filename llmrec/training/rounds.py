@@ -174,7 +174,7 @@ def rounds_of(arguments: Any, training: Any) -> list[Round]:
     return found
 
 
-def run_rounds(rounds: Sequence[Round], train: Callable[[Round], None]) -> None:
+def run_rounds(rounds: Sequence[Round], train: Callable[[Round], object]) -> None:
     """Run rounds one after another, and make the bundle of the last or best one that of the run.
 
     Args:
@@ -190,7 +190,8 @@ def run_rounds(rounds: Sequence[Round], train: Callable[[Round], None]) -> None:
     """
     run = rounds[0].run
     if run is None:
-        return train(rounds[0])
+        train(rounds[0])
+        return
     run.check()
     for one in rounds:
         logger.info("%s: in %s", one.name, one.training.output_dir)
@@ -222,9 +223,8 @@ def _split(settings: Any, training: Any, *, number: int) -> tuple[dict[str, Any]
         if name in ARGUMENT_FIELDS:
             changed[name] = value
         elif name in ROUND_FIELDS:
-            kind = type(defaults.get(name))
-            number_in_text = isinstance(value, str) and kind in (int, float)
-            optimised[name] = kind(value) if number_in_text else value
+            number_in_text = isinstance(value, str) and type(defaults.get(name)) in (int, float)
+            optimised[name] = type(defaults[name])(value) if number_in_text else value
         else:
             raise InputError(
                 f"round_settings: round {number} sets {name!r}, which is the whole run's; a round may set "

@@ -81,7 +81,7 @@ def copy_with_noise(one: Round, *, score: float) -> list[dict]:
     target = Path(training.output_dir)
     shutil.copytree(start.path, target, dirs_exist_ok=True)
     (target / "README.md").unlink()
-    made.model.save_pretrained(target)
+    made.model.save_pretrained(str(target))
     info = read_json(target / "llmrec.json", "manifest")
     info["metrics"] = [
         {"dataset": "steps", "split": "valid", "protocol": "leave_one_out", "metrics": {"ndcg@10": score}}
@@ -261,7 +261,7 @@ def test_lists_are_the_unit_of_preference(settings, given: dict[str, Any]):
         if len({row.user for row in train[place : place + length]}) == 1
     }
     came_next = []
-    for row in rows:
+    for row in rows.to_list():
         assert len(row["rejected"]) == count
         assert all(listed != row["chosen"] and len(set(listed)) == len(listed) for listed in row["rejected"])
         came_next.append((tuple(row["history"]), tuple(row["chosen"])) in real)

@@ -101,7 +101,7 @@ def draw_negatives(spec: Any, questions: Questions, inputs: PreferenceInputs) ->
     for entry, source in zip(specs, sources, strict=True):
         found = source(questions, count=entry.count, taken=taken)
         taken = np.concatenate([taken, found], axis=1)
-        whole = (found >= 0).all(axis=1)
+        whole = np.asarray((found >= 0).all(axis=1))
         if whole.all():
             continue
         if not source.may_fall_short or not whole.any():

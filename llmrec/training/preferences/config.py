@@ -104,13 +104,13 @@ class PreferenceArguments:
             raise InputError(
                 "negatives: with reward_model the worst of the policy's beams are rejected; leave one of the two out"
             )
-        pairs = {**PAIR_SETTINGS, **(self.pairs or {})}
+        pairs = self.pair_settings
         check_pairs(beams=pairs["beams"], rejected=pairs["rejected"], chosen=pairs["chosen"])
         margin = pairs["margin"]
         if not isinstance(margin, int | float) or isinstance(margin, bool) or not 0 <= margin < 1e6:
             raise InputError(f"pairs: margin {margin!r}; 0 (no margins) or more")
         if self.lists is not None:
-            self._check_lists({**LIST_SETTINGS, **self.lists})
+            self._check_lists(self.list_settings or {})
 
     def _check_lists(self, lists: Mapping[str, Any]) -> None:
         if lists["rejected"] not in LISTS:

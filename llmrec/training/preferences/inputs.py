@@ -77,13 +77,12 @@ class PreferenceInputs:
 
 
 class NegativeSource(Protocol):
-    """Finds rejected items for training rows.
+    """Finds rejected items for training rows."""
 
-    ``may_fall_short`` says whether rows with too few items are left out instead of refused, as where the data decides
-    how many there are.
-    """
-
-    may_fall_short: bool
+    @property
+    def may_fall_short(self) -> bool:
+        """Whether rows with too few items are left out, as where the data decides how many there are, or refused."""
+        ...
 
     def __call__(self, questions: Questions, *, count: int, taken: np.ndarray | None = None) -> np.ndarray:
         """Return ``(rows, count)`` int64 items, best first, -1 behind those that there are.

@@ -49,7 +49,7 @@ class Sessions:
     def take(self, places: np.ndarray) -> "Sessions":
         """Return the sessions at some places."""
         chosen = np.asarray(places, dtype=np.int64)
-        return Sessions(self.questions.take(chosen), self.lists[chosen], [self.prompts[n] for n in chosen.tolist()])
+        return Sessions(self.questions.take(chosen), self.lists[chosen], [self.prompts[int(n)] for n in chosen])
 
 
 def find_sessions(
@@ -97,7 +97,7 @@ def find_sessions(
         usable = np.sort(np.take(order, np.arange(start, start + prompts), mode="wrap")).tolist()
     chosen = [numbers[place] for place in usable]
     questions = Questions.of([rows[number] for number in chosen], numbers=np.array(chosen))
-    return Sessions(questions, lists[usable], [given[place].prompt for place in usable])
+    return Sessions(questions, lists[usable], [str(given[place].prompt) for place in usable])
 
 
 def drawn_lists(sessions: Sessions, source: NegativeSource, *, count: int) -> np.ndarray:
