@@ -26,6 +26,15 @@ DESCRIBED = ("name", "catalog_hash", "train")
 """What counts of the dataset, beside the words and counts about it."""
 
 
+LATER: dict[str, Any] = {
+    "architecture": "causal", "freeze": None, "language_guard": None, "layer_learning_rate_decay": 1.0,
+    "max_perplexity_ratio": None, "old_dataset": None, "perplexity_action": "warn", "random_weights": False,
+    "replay": 1.0, "sid_learning_rate": None, "stages": None, "start_from": None,
+}  # fmt: skip
+"""What bundles say only since their trainer knows it, with the value that means what was done before: at that value it
+counts as little as where nothing is said, so that seeds of one configuration stay together over versions."""
+
+
 def trained_as(info: Mapping[str, Any]) -> str | None:
     """Return 16 hex digits that are equal for bundles of one configuration, whatever their seeds.
 
@@ -49,9 +58,13 @@ def trained_as(info: Mapping[str, Any]) -> str | None:
 
 
 def _lasting(value: Any) -> Any:
-    """Return a JSON value without seeds and paths of output, at any depth."""
+    """Return a JSON value without seeds, paths of output and what goes without saying, at any depth."""
     if isinstance(value, Mapping):
-        return {str(key): _lasting(held) for key, held in value.items() if key not in (*CHANCE, *OUTSIDE)}
+        return {
+            str(key): _lasting(held)
+            for key, held in value.items()
+            if key not in (*CHANCE, *OUTSIDE) and not (key in LATER and held == LATER[key])
+        }
     if isinstance(value, list | tuple):
         return [_lasting(held) for held in value]
     return value

@@ -36,6 +36,15 @@ def test_seeds_of_one_configuration_share_it():
     assert len(trained_as(INFO) or "") == 16
 
 
+def test_a_setting_that_came_later_counts_where_it_is_used_alone():
+    """Bundles of before and after it stay seeds of one configuration; its use makes another one."""
+    unused = changed("settings", to={"dtype": "float32", "freeze": None, "replay": 1.0, "random_weights": False})
+    assert trained_as({**unused, "architecture": "causal"}) == trained_as(INFO)
+    for name, value in (("freeze", ["embed_tokens"]), ("replay", 0.5), ("random_weights", True)):
+        assert trained_as(changed("settings", to={"dtype": "float32", name: value})) != trained_as(INFO)
+    assert trained_as({**INFO, "architecture": "seq2seq"}) != trained_as(INFO)
+
+
 @pytest.mark.parametrize(
     ("path", "to"),
     [
