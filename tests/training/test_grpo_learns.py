@@ -174,9 +174,9 @@ def half_trained(data: Path, out: Path, *, bar: float) -> Path:
     run(
         "recipes/sft.py", "--config", ROOT / "recipes/configs/demo/sft_tiny-qwen3_full.yaml", "--dataset", data,
         "--sids", data / "sids", "--output_dir", out, "--max_steps", 240, "--lr_scheduler_type",
-        "constant_with_warmup", "--eval_strategy", "steps", "--eval_steps", 20, "--save_strategy", "steps",
-        "--save_steps", 20, "--save_total_limit", 100, "--load_best_model_at_end", "false", "--eval_users", 1000,
-        "--eval_beams", 10, "--eval_ks", 1, 10, "--disable_tqdm", "true",
+        "constant_with_warmup", "--eval_strategy", "steps", "--eval_steps", 20, "--eval_delay", 120,
+        "--save_strategy", "steps", "--save_steps", 20, "--save_total_limit", 100, "--load_best_model_at_end", "false",
+        "--eval_users", 1000, "--eval_beams", 10, "--eval_ks", 1, 10, "--disable_tqdm", "true",
     )  # fmt: skip
     last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     for entry in json.loads((last / "trainer_state.json").read_text())["log_history"]:
@@ -186,6 +186,7 @@ def half_trained(data: Path, out: Path, *, bar: float) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_grpo_closes_a_third_of_the_gap_to_the_ceiling(tmp_path: Path):
     """From half of the ceiling's Recall@1, on the same training rows, by exact hits among its own beams.
 
@@ -197,10 +198,8 @@ def test_grpo_closes_a_third_of_the_gap_to_the_ceiling(tmp_path: Path):
     began = time.process_time()
     run(
         "recipes/grpo.py", "--config", ROOT / "recipes/configs/demo/grpo_tiny-qwen3_exact.yaml", "--dataset", data,
-        "--model", start, "--output_dir", tmp_path / "grpo", "--softmax", "allowed", "--rollout_score", "allowed",
-        "--eval_score", "allowed", "--max_steps", 250, "--per_device_train_batch_size", 512, "--learning_rate", 5e-4,
-        "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--disable_tqdm",
-        "true",
+        "--model", start, "--output_dir", tmp_path / "grpo", "--eval_strategy", "no", "--save_strategy", "no",
+        "--load_best_model_at_end", "false", "--disable_tqdm", "true",
     )  # fmt: skip
     seconds = time.process_time() - began
 
