@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,13 +254,14 @@ def test_bad_settings_are_refused(vocab: SIDVocab, make_model: Callable):
         make_rollouts(vocab, size=31)
     with pytest.raises(InputError, match="num_generations 6: 6 items with 5 SIDs can be reached"):
         make_rollouts(ragged()[1], size=6)
-    for settings, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"kind": "greedy"}, "rollouts 'greedy': choose one of beam, sample, mixed"),
         ({"score": "legal"}, "score 'legal': choose one of"),
         ({"size": 1}, "num_generations 1: at least 2"),
         ({"temperature": 0.0}, "temperature 0.0: above 0; for the best SIDs take rollouts: beam"),
         ({"look_beyond": -1}, "look_beyond -1: at least 0"),
-    ):
+    )
+    for settings, message in refused:
         with pytest.raises(InputError, match=message):
             make_rollouts(vocab, **settings)
     with pytest.raises(InputError, match="score 'sids': it is taken over the SID tokens and the end token"):
