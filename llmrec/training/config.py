@@ -74,12 +74,14 @@ def parse_stages(value: list[dict[str, Any]] | str | None) -> list[dict[str, Any
     return value or None
 
 
-def _whole(name: str, value: object, *, least: int) -> None:
+def check_whole_setting(name: str, value: object, *, least: int) -> None:
+    """Raise `InputError` where a setting is no whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}: {value!r}; a whole number, at least {least}")
 
 
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `InputError` where a setting is none of its words."""
     if value not in choices:
         raise InputError(f"{name}: {value!r}; choose one of {', '.join(choices)}")
 
@@ -257,15 +259,15 @@ class RecipeArguments:
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise InputError(f"{name}: {getattr(self, name)!r}; give a path or name")
         for name, least in (("lora_r", 1), ("lora_alpha", 1), ("text_vocab_size", 300), ("eval_beams", 1)):
-            _whole(name, getattr(self, name), least=least)
-        _choose("method", self.method, METHODS)
-        _choose("supervise", self.supervise, SUPERVISE)
-        _choose("prompt", self.prompt, PROMPTS)
-        _choose("sid_init", self.sid_init, SID_INITS)
-        _choose("eval_score", self.eval_score, SCORES)
-        _choose("dtype", self.dtype, DTYPES)
+            check_whole_setting(name, getattr(self, name), least=least)
+        check_choice("method", self.method, METHODS)
+        check_choice("supervise", self.supervise, SUPERVISE)
+        check_choice("prompt", self.prompt, PROMPTS)
+        check_choice("sid_init", self.sid_init, SID_INITS)
+        check_choice("eval_score", self.eval_score, SCORES)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.protocol is not None:
-            _choose("protocol", self.protocol, PROTOCOLS)
+            check_choice("protocol", self.protocol, PROTOCOLS)
         if self.random_weights and self.method != "full":
             raise InputError(
                 f"random_weights: true with method: {self.method}, which keeps the weights that are drawn; use "
@@ -293,9 +295,9 @@ class RecipeArguments:
             raise InputError("old_dataset: it says what the bundle of start_from knows; name that bundle")
         if not isinstance(self.replay, int | float) or isinstance(self.replay, bool) or not 0 <= self.replay < 1e9:
             raise InputError(f"replay: {self.replay!r}; old targets for each new one, 0 or more")
-        _whole("max_history", self.max_history, least=1)
+        check_whole_setting("max_history", self.max_history, least=1)
         if self.history_stride is not None:
-            _whole("history_stride", self.history_stride, least=1)
+            check_whole_setting("history_stride", self.history_stride, least=1)
             if self.supervise != "history":
                 raise InputError(
                     f"history_stride: {self.history_stride} with supervise: {self.supervise}, which has no windows; "
@@ -306,7 +308,7 @@ class RecipeArguments:
                     f"history_stride: {self.history_stride}; at most max_history ({self.max_history}), or targets "
                     "between two windows would be missed"
                 )
-        _whole("eval_users", self.eval_users, least=0)
+        check_whole_setting("eval_users", self.eval_users, least=0)
         if not isinstance(self.objective, str) or not self.objective:
             raise InputError(f"objective: {self.objective!r}; give a name, such as cross_entropy")
         self.objective_args = parse_mapping(self.objective_args, "objective_args")
@@ -315,7 +317,7 @@ class RecipeArguments:
         if not isinstance(self.eval_ks, list) or not self.eval_ks:
             raise InputError(f"eval_ks: {self.eval_ks!r}; a list of cut-offs, such as [5, 10]")
         for k in self.eval_ks:
-            _whole("eval_ks", k, least=1)
+            check_whole_setting("eval_ks", k, least=1)
         if max(self.eval_ks) > self.eval_beams:
             raise InputError(f"eval_ks: {self.eval_ks}; none is above eval_beams ({self.eval_beams})")
         if not isinstance(self.lora_target_modules, list | None):
@@ -332,8 +334,8 @@ class RecipeArguments:
             raise InputError(f"task_temperature: {self.task_temperature}; above 0, and 1 changes nothing")
         if not 0.0 <= self.hold_out_items < 1.0:
             raise InputError(f"hold_out_items: {self.hold_out_items}; a share of the items, in [0, 1)")
-        _whole("eval_task_examples", self.eval_task_examples, least=1)
-        _choose("perplexity_action", self.perplexity_action, PERPLEXITY_ACTIONS)
+        check_whole_setting("eval_task_examples", self.eval_task_examples, least=1)
+        check_choice("perplexity_action", self.perplexity_action, PERPLEXITY_ACTIONS)
         if self.max_perplexity_ratio is not None:
             if self.language_guard is None:
                 raise InputError(
@@ -360,6 +362,50 @@ def trains_on_gpu(*, use_cpu: bool) -> bool:
     return torch.cuda.is_available() and not (use_cpu or asked_for_cpu)
 
 
+def settle_training(training: Any, *, smaller_batch: str) -> None:
+    """Settle what follows from device and metric in a config of TRL's, before its own ``__post_init__``.
+
+    bf16, unless set, and pinned memory are on with a CUDA device and off without one; the better way of the metric of
+    the best checkpoint is known.
+
+    Args:
+        training: a `transformers.TrainingArguments` that is being made.
+        smaller_batch: what to do in place of ``auto_find_batch_size``.
+
+    Raises:
+        InputError: a value that would be passed over, or that chooses the worst checkpoint.
+    """
+    check_whole_setting("per_device_train_batch_size", training.per_device_train_batch_size, least=1)
+    if str(training.resume_from_checkpoint).lower() in ("true", "false"):
+        raise InputError(
+            f"resume_from_checkpoint: {training.resume_from_checkpoint}; give a checkpoint's folder, or leave it out: "
+            "a killed run goes on by the same command"
+        )
+    if training.learning_rate < 0:
+        raise InputError(f"learning_rate: {training.learning_rate}; it is not negative")
+    if training.auto_find_batch_size:
+        raise InputError(f"auto_find_batch_size: {smaller_batch}")
+    training.logging_nan_inf_filter = False  # it would hide the loss at which a run must stop
+    on_gpu = trains_on_gpu(use_cpu=training.use_cpu)
+    if training.bf16 is None and not training.fp16:
+        training.bf16 = on_gpu
+    if training.bf16 and not torch.cuda.is_available():
+        training.use_cpu = True  # transformers asks for this word before it multiplies bfloat16 on a CPU
+    training.dataloader_pin_memory = training.dataloader_pin_memory and on_gpu
+    # transformers 5.23 warns about the name that TRL 1.16 still sets; 5.17 knows that name alone.
+    if getattr(training, "activation_checkpointing", False) is None:
+        training.activation_checkpointing = training.gradient_checkpointing
+    if training.metric_for_best_model is not None or training.load_best_model_at_end:
+        metric = training.metric_for_best_model or "loss"
+        more = not (metric.endswith(("loss", "_rmse")) or metric.removeprefix("eval_").startswith("perplexity"))
+        if training.greater_is_better not in (None, more):
+            raise InputError(
+                f"greater_is_better: {training.greater_is_better} with metric_for_best_model: {metric}, of which "
+                f"{'more' if more else 'less'} is better, so the worst checkpoint would be kept; leave it out"
+            )
+        training.greater_is_better = more
+
+
 @dataclass
 class SFTRecipeConfig(SFTConfig):
     """TRL's `SFTConfig`; bf16, unless set, and pinned memory are on with a CUDA device and off without one.
@@ -381,7 +427,7 @@ class SFTRecipeConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         if self.pack_length is not None:
-            _whole("pack_length", self.pack_length, least=1)
+            check_whole_setting("pack_length", self.pack_length, least=1)
         if self.label_smoothing_factor > 0:
             raise InputError(
                 f"label_smoothing_factor: {self.label_smoothing_factor}; it is not applied here, use objective: "
@@ -394,38 +440,11 @@ class SFTRecipeConfig(SFTConfig):
             value = getattr(self, name, None)
             if name in defaults and value != defaults[name]:
                 raise InputError(f"{name}: {value!r}; it is not followed here, since {why}; leave it out")
-        _whole("per_device_train_batch_size", self.per_device_train_batch_size, least=1)
-        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            raise InputError(
-                f"resume_from_checkpoint: {self.resume_from_checkpoint}; give a checkpoint's folder, or leave it out: "
-                "a killed run goes on by the same command"
-            )
-        if self.learning_rate < 0:
-            raise InputError(f"learning_rate: {self.learning_rate}; it is not negative")
-        if self.auto_find_batch_size:
-            raise InputError(
-                "auto_find_batch_size: it starts again with a smaller effective batch and with weights that have "
-                "trained; use find_batch_size: true"
-            )
-        self.logging_nan_inf_filter = False  # it would hide the loss at which a run must stop
-        on_gpu = trains_on_gpu(use_cpu=self.use_cpu)
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = on_gpu
-        if self.bf16 and not torch.cuda.is_available():
-            self.use_cpu = True  # transformers asks for this word before it multiplies bfloat16 on a CPU
-        self.dataloader_pin_memory = self.dataloader_pin_memory and on_gpu
-        # transformers 5.23 warns about the name that TRL 1.16 still sets; 5.17 knows that name alone.
-        if getattr(self, "activation_checkpointing", False) is None:
-            self.activation_checkpointing = self.gradient_checkpointing
-        if self.metric_for_best_model is not None or self.load_best_model_at_end:
-            metric = self.metric_for_best_model or "loss"
-            more = not (metric.endswith(("loss", "_rmse")) or metric.removeprefix("eval_").startswith("perplexity"))
-            if self.greater_is_better not in (None, more):
-                raise InputError(
-                    f"greater_is_better: {self.greater_is_better} with metric_for_best_model: {metric}, of which "
-                    f"{'more' if more else 'less'} is better, so the worst checkpoint would be kept; leave it out"
-                )
-            self.greater_is_better = more
+        settle_training(
+            self,
+            smaller_batch="it starts again with a smaller effective batch and with weights that have trained; use "
+            "find_batch_size: true",
+        )
         super().__post_init__()
 
     def check(self, arguments: RecipeArguments, *, items: int) -> None:

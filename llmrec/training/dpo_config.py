@@ -7,9 +7,10 @@ from typing import ClassVar
 from trl import DPOConfig
 
 from llmrec.errors import InputError
+from llmrec.training.config import check_whole_setting, settle_training
 from llmrec.training.preference_losses import PREFERENCE_LOSSES, check_losses
 from llmrec.training.preferences.config import PreferenceArguments
-from llmrec.training.rl_config import RLArguments, check_training, check_whole_setting, settle_training
+from llmrec.training.rl_config import SMALLER_BATCH, RLArguments, check_training
 
 _ROWS = "rows are made of a dataset folder and the bundle's SIDs"
 NOT_FOLLOWED = (
@@ -98,7 +99,7 @@ class DPORecipeConfig(DPOConfig):
     """Fields beside those of every training that decide the weights."""
 
     def __post_init__(self) -> None:
-        settle_training(self)
+        settle_training(self, smaller_batch=SMALLER_BATCH)
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         check_losses(self.loss_type)

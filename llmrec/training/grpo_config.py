@@ -8,11 +8,11 @@ from trl import GRPOConfig
 from llmrec.decoding.steps import SCORES
 from llmrec.errors import InputError
 from llmrec.rewards.build import check_rewards
-from llmrec.training.config import parse_mapping
+from llmrec.training.config import check_choice, check_whole_setting, parse_mapping, settle_training
 from llmrec.training.group_order import check_group_shape, check_on_boundary, generation_period
 from llmrec.training.hard_prompts import HardPromptSettings
 from llmrec.training.policy_losses.methods import resolve_policy_loss
-from llmrec.training.rl_config import RLArguments, check_choice, check_training, check_whole_setting, settle_training
+from llmrec.training.rl_config import SMALLER_BATCH, RLArguments, check_training
 from llmrec.training.rollouts import KINDS
 
 _SEARCH = "candidates come from the constrained search that rollouts names"
@@ -150,7 +150,7 @@ class GRPORecipeConfig(GRPOConfig):
     """Fields beside those of every training that decide the weights."""
 
     def __post_init__(self) -> None:
-        settle_training(self)
+        settle_training(self, smaller_batch=SMALLER_BATCH)
         defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
         for name, why in NOT_FOLLOWED:
             value = getattr(self, name, None)

@@ -3,26 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from llmrec.data.folder import PROTOCOLS
 from llmrec.decoding.steps import SCORES
 from llmrec.errors import InputError
-from llmrec.training.config import DTYPES, METHODS, trains_on_gpu
+from llmrec.training.config import DTYPES, METHODS, check_choice, check_whole_setting
 
 TARGETS = ("all", "last")
 
-
-def check_whole_setting(name: str, value: object, *, least: int) -> None:
-    """Raise `InputError` where a setting is no whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}: {value!r}; a whole number, at least {least}")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise `InputError` where a setting is none of its words."""
-    if value not in choices:
-        raise InputError(f"{name}: {value!r}; choose one of {', '.join(choices)}")
+SMALLER_BATCH = "it makes another run; lower per_device_train_batch_size, raise gradient_accumulation_steps as much"
+"""What to do in place of ``auto_find_batch_size``."""
 
 
 @dataclass
@@ -118,52 +107,6 @@ class RLArguments:
     def measured(self) -> set[str]:
         """What a validation measures, by the names that ``metric_for_best_model`` takes."""
         return {f"{name}@{k}" for name in ("recall", "ndcg") for k in self.eval_ks}
-
-
-def settle_training(training: Any) -> None:
-    """Settle what follows from device and metric in a config of TRL's, before its own ``__post_init__``.
-
-    bf16, unless set, and pinned memory are on with a CUDA device and off without one; the better way of the metric of
-    the best checkpoint is known.
-
-    Args:
-        training: a `transformers.TrainingArguments` that is being made.
-
-    Raises:
-        InputError: a value that would be passed over, or that chooses the worst checkpoint.
-    """
-    check_whole_setting("per_device_train_batch_size", training.per_device_train_batch_size, least=1)
-    if str(training.resume_from_checkpoint).lower() in ("true", "false"):
-        raise InputError(
-            f"resume_from_checkpoint: {training.resume_from_checkpoint}; give a checkpoint's folder, or leave it out: "
-            "a killed run goes on by the same command"
-        )
-    if training.learning_rate < 0:
-        raise InputError(f"learning_rate: {training.learning_rate}; it is not negative")
-    if training.auto_find_batch_size:
-        raise InputError(
-            "auto_find_batch_size: a smaller batch is another run; lower per_device_train_batch_size and raise "
-            "gradient_accumulation_steps by as much"
-        )
-    training.logging_nan_inf_filter = False  # it would hide the loss at which a run must stop
-    on_gpu = trains_on_gpu(use_cpu=training.use_cpu)
-    if training.bf16 is None and not training.fp16:
-        training.bf16 = on_gpu
-    if training.bf16 and not torch.cuda.is_available():
-        training.use_cpu = True  # transformers asks for this word before it multiplies bfloat16 on a CPU
-    training.dataloader_pin_memory = training.dataloader_pin_memory and on_gpu
-    # transformers 5.23 warns about the name that TRL 1.16 still sets; 5.17 knows that name alone.
-    if getattr(training, "activation_checkpointing", False) is None:
-        training.activation_checkpointing = training.gradient_checkpointing
-    metric = training.metric_for_best_model
-    if metric is not None or training.load_best_model_at_end:
-        more = not (metric or "loss").endswith("loss")
-        if training.greater_is_better not in (None, more):
-            raise InputError(
-                f"greater_is_better: {training.greater_is_better} with metric_for_best_model: {metric}, of which "
-                f"{'more' if more else 'less'} is better, so the worst checkpoint would be kept; leave it out"
-            )
-        training.greater_is_better = more
 
 
 def check_training(training: Any, arguments: RLArguments, *, items: int, recipe: str, loss: bool) -> None:
