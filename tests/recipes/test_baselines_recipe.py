@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from llmrec.embeddings.store import save_embeddings
 from llmrec.errors import InputError
 from llmrec.evaluation.evaluator import evaluate
 from llmrec.evaluation.results import read_ranks, read_results
+from llmrec.rewards.inputs import RewardInputs
+from llmrec.rewards.saved_baseline import load_baseline
 
 main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "baselines.py"))["main"]
 
@@ -135,6 +139,13 @@ def test_settings_by_hand(tmp_path):
         (["--names", "ease", "--settings", '{"ease": {"l2": 0}}'], "ease: l2 0; above 0"),
         (["--names", "ease", "--embeddings", "none.safetensors"], "none.safetensors: no such file; make embeddings"),
         (["--names", "ease", "--export_item_vectors", "v.safetensors"], "give --names one neural baseline"),
+        (["--names", "ease", "als", "--save", "b"], "--save: one baseline is kept; give one of --names"),
+        (["--names", "ease", "--save", "."], "--save .: it is there and is no baseline; choose another folder"),
+        (
+            ["--names", "ease", "--tune", "--exclude_seen", "both", "--save", "b"],
+            "--save: one baseline is kept; .* with --tune one of --exclude_seen",
+        ),
+        (["--names", "my_baseline:Top", "--save", "b"], "my_baseline:Top has no save_pretrained"),
         (["--names", "popularity", "popularity"], "system name 'popularity': taken"),
         (["--ks", "5", "41"], "--ks 5 41: give cuts from 1 to the 40 items"),
         (["--limit_users", "0"], "--limit_users 0: at least 1"),
@@ -142,11 +153,27 @@ def test_settings_by_hand(tmp_path):
         (["--dataset", "none"], "none: no such dataset folder"),
     ],
 )
-def test_bad_flags_are_refused_and_nothing_is_written(tmp_path, flags, message):
+def test_bad_flags_are_refused_and_nothing_is_written(tmp_path, monkeypatch, flags, message):
+    module = types.ModuleType("my_baseline")
+    module.Top = type("Top", (), {"fit": None, "recommend": None})
+    monkeypatch.setitem(sys.modules, "my_baseline", module)
     dataset = write_pens(tmp_path / "pens")
     with pytest.raises(InputError, match=message):
         main(["--dataset", str(dataset), "--output", str(tmp_path / "x.json"), *flags])
     assert [path.name for path in tmp_path.iterdir()] == ["pens"]
+
+
+def test_a_baseline_is_kept_for_rewards(tmp_path):
+    dataset = write_pens(tmp_path / "pens")
+    flags = ["--dataset", str(dataset), "--names", "sasrec", "--settings", '{"sasrec": {"dim": 8, "epochs": 1}}']
+    kept = tmp_path / "judges" / "sasrec"
+    main([*flags, "--save", str(kept), "--output", str(tmp_path / "x.json")])
+    splits = load_dataset(dataset).split("leave_one_out")
+    inputs = RewardInputs(num_generations=2, sequences=splits.sequences)
+    judge = load_baseline(kept, reward="collaborative", inputs=inputs, items=40)
+    (row,) = read_results(tmp_path / "x.json")
+    again = evaluate(judge, splits.rows(row["split"]), items=40, ks=(5, 10), progress=False)
+    assert again.metrics == row["metrics"]
 
 
 def test_a_flag_that_is_neither_true_nor_false_is_refused(tmp_path, capsys):
