@@ -10,7 +10,7 @@ from llmrec.errors import InputError
 from llmrec.rewards.candidates import read_candidates
 from llmrec.rewards.groups import by_group, check_groups
 from llmrec.rewards.inputs import Reward, RewardInputs
-from llmrec.rewards.options import check_choice, check_number
+from llmrec.rewards.options import check_choice, check_flag, check_number
 from llmrec.rewards.saved_baseline import load_baseline
 from llmrec.rewards.within_group import SCALES, scale_scores
 from llmrec.vocab import SIDVocab
@@ -22,6 +22,7 @@ def collaborative(
     baseline: str,
     scale: str = "rank",
     temperature: float = 1.0,
+    exclude_seen: bool = False,
     kind: str | None = None,
     inputs: RewardInputs,
 ) -> Reward:
@@ -34,6 +35,8 @@ def collaborative(
         baseline: folder of a fitted baseline, such as a `SASRec`, written by ``save_pretrained``.
         scale: ``rank``, ``softmax``, ``zscore`` or ``none``, as `scale_scores` takes them.
         temperature: of ``softmax``, above 0.
+        exclude_seen: an item of the history has no score, as the worst there is: many baselines put what a user has
+            just taken first.
         kind: class of a baseline of the user's own, ``package.module:Class``.
         inputs: ``num_generations``, ``sequences`` or ``popularity``, ``folder`` are read.
 
@@ -46,6 +49,7 @@ def collaborative(
     """
     how = check_choice("collaborative", "scale", scale, SCALES)
     heat = check_number("collaborative", "temperature", temperature, low=1e-6)
+    unseen = check_flag("collaborative", "exclude_seen", exclude_seen)
     size = inputs.num_generations
     judge = load_baseline(baseline, reward="collaborative", inputs=inputs, items=len(vocab), kind=kind)
 
@@ -63,7 +67,11 @@ def collaborative(
                 "completions; the dataset needs a column 'history' with the item rows of each prompt, oldest first"
             )
         rows = by_group(read_candidates(completion_ids, vocab).rows, size)
-        scores = score_items(judge, [list(history[group * size]) for group in range(groups)], rows)
-        return scale_scores(np.asarray(scores), scale=how, temperature=heat).ravel().tolist()
+        histories = [list(history[group * size]) for group in range(groups)]
+        scores = np.asarray(score_items(judge, histories, rows))
+        if unseen:
+            seen = [np.isin(row, items) for row, items in zip(rows, histories, strict=True)]
+            scores = np.where(np.stack(seen), -np.inf, scores)
+        return scale_scores(scores, scale=how, temperature=heat).ravel().tolist()
 
     return reward

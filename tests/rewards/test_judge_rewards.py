@@ -100,6 +100,18 @@ def test_a_baseline_judges_candidates(vocab: SIDVocab, judged: RewardInputs):
     assert ranked == pytest.approx([*slow_group_ranks(raw[0].tolist()), *slow_group_ranks(raw[1].tolist())])
 
 
+def test_what_was_seen_is_the_worst(vocab: SIDVocab, judged: RewardInputs):
+    columns = {"completion_ids": sids(vocab, 1, 2, 0, 4), "history": [[1, 0]] * 4}
+    kept = collaborative(vocab, baseline="transitions", scale="softmax", inputs=judged)(**columns)
+    without = collaborative(vocab, baseline="transitions", scale="softmax", exclude_seen=True, inputs=judged)(
+        **columns
+    )
+    assert kept[0] > 0
+    assert without[0] == without[2] == 0
+    assert without[1] / without[3] == pytest.approx(kept[1] / kept[3])
+    assert sum(without) == pytest.approx(1)
+
+
 def test_sasrec_judges_candidates(vocab: SIDVocab, judged: RewardInputs, tmp_path: Path):
     model = SASRec(dim=8, heads=2, blocks=1, epochs=1, max_history=4).fit(SEQUENCES, items=9)
     model.save_pretrained(tmp_path / "sasrec")
@@ -245,6 +257,7 @@ def test_diversity_as_counted_slowly(vocab: SIDVocab, judged: RewardInputs, vect
     ("factory", "options", "message"),
     [
         (collaborative, {"baseline": "transitions", "scale": "minmax"}, "scale 'minmax'; choose one of rank, softmax"),
+        (collaborative, {"baseline": "transitions", "exclude_seen": 1}, "exclude_seen 1; give true or false, without"),
         (collaborative, {"baseline": "transitions", "temperature": 0}, "temperature 0; it is at least 1e-06"),
         (popularity_corrected, {"exponent": 2}, "exponent 2; it is between 0 and 1"),
         (popularity_corrected, {"most": 0.5}, "most 0.5; it is at least 1"),
