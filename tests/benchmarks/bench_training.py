@@ -8,7 +8,8 @@
    row, packed, against the peers' form (tests/reference/peer_training.py), padded in random batches and in batches of
    like lengths, each at two batch sizes. One model, one head that is multiplied where labels stand, one optimiser; the
    sides take turns, and medians over the turns are compared. Then both forms train on the same targets, and the loss
-   on held-out rows is compared at equal numbers of targets seen, over several seeds.
+   on held-out rows is compared at equal numbers of targets seen, over several seeds; the peers' once with the same
+   targets in each step, and once shuffled.
 5  tokens a second of bfloat16 training at the shape of Qwen3-0.6B (random weights), rows packed into lines of 2,048
    tokens, and model FLOPs over what a matrix multiplication reaches on the same device. Attention counts the pairs of
    tokens that see each other, no more; nothing is counted twice where a kernel computes it twice.
@@ -174,8 +175,10 @@ def figure_1(args: argparse.Namespace) -> Row:
     if args.curve_users:
         few = sequences[:: max(1, len(sequences) // args.curve_users)][: args.curve_users]
         held = _held_out(inputs.splits.rows("valid"), args.held_out, made.vocab.token_ids, start, args.max_history)
-        found["curves"] = loss_curves(build, whole_rows(few), peer_rows(few), held, args, pad=pad)
-        print(f"held-out loss, all positions less row a target: {found['curves']['difference_of_means']}")
+        users = [(whole_rows([sequence]), peer_rows([sequence])) for sequence in few]
+        found["curves"] = loss_curves(build, users, held, args, pad=pad)
+        for name, less in found["curves"]["all_positions_less"].items():
+            print(f"held-out loss, all positions less {name}: {less}")
     return found
 
 
@@ -216,8 +219,7 @@ def take_turns(
 
 def loss_curves(
     build: Callable[[int], Any],
-    ours: list[Row],
-    theirs: list[Any],
+    users: Sequence[tuple[list[Row], list[Any]]],
     held: list[Any],
     args: argparse.Namespace,
     *,
@@ -225,26 +227,43 @@ def loss_curves(
 ) -> Row:
     """Train both forms on the same targets, and return held-out losses (nats a SID) at equal numbers seen.
 
-    The peers' rows are packed here, to save time: no loss changes by it (tests/training/test_forward.py).
+    The peers' rows are taken twice: with the same targets in each step as the other form has, all those of some users,
+    and shuffled as peers do, each step with targets of as many users as there is room for. They are packed here, to
+    save time: no loss changes by it (tests/training/test_forward.py).
+
+    Args:
+        build: makes a model from a seed.
+        users: rows of both forms, of each user.
+        held: rows a target that are not trained on.
+        args: ``users`` a step, ``curve_epochs``, ``curve_seeds`` and ``learning_rate``.
+        pad: id of the padding token.
     """
-    size = round(len(theirs) / len(ours) * args.users)
+    targets = [row for _, rows in users for row in rows]
+    size = round(len(targets) / len(users) * args.users)
     packed = LabelledCollator(pad)
+    sides: dict[str, Callable[[int], list[Batch]]] = {
+        "all positions": lambda order: [
+            packed([row for rows, _ in batch for row in rows]) for batch in random_batches(users, args.users, order)
+        ],
+        "row a target, the same targets a step": lambda order: [
+            packed(_token_rows([row for _, rows in batch for row in rows]))
+            for batch in random_batches(users, args.users, order)
+        ],
+        "row a target, shuffled": lambda order: [
+            packed(_token_rows(batch)) for batch in random_batches(targets, size, order)
+        ],
+    }
     held_batches = [padded(batch, pad) for batch in sorted_batches(held, 250, 0)]
-    found: dict[str, list[list[float]]] = {"all positions": [], "row a target": []}
+    found: dict[str, list[list[float]]] = {name: [] for name in sides}
     seen: dict[str, list[int]] = {}
     for seed in range(args.curve_seeds):
-        for name in found:
+        for name, batches_of in sides.items():
             model = build(args.seed).model
             optimizer = _optimizer(model, args)
             set_seed(seed)
             losses, counts, count = [], [], 0
             for epoch in tqdm(range(args.curve_epochs), f"curve, {name}, seed {seed}", disable=None):
-                order = 1000 * seed + epoch
-                batches: list[Batch] = (
-                    [packed(batch) for batch in random_batches(ours, args.users, order)]
-                    if name == "all positions"
-                    else [packed(_token_rows(batch)) for batch in random_batches(theirs, size, order)]
-                )
+                batches = batches_of(1000 * seed + epoch)
                 marks = {len(batches) // 2, len(batches)}
                 for step, batch in enumerate(batches, start=1):
                     model.train()
@@ -256,12 +275,13 @@ def loss_curves(
             found[name].append(losses)
             seen[name] = counts
     means = {name: np.mean(runs, axis=0) for name, runs in found.items()}
+    ours, *others = means
     return {
         "labels_seen": seen,
         "held_out_loss": found,
-        "difference_of_means": (means["all positions"] - means["row a target"]).tolist(),
+        "all_positions_less": {name: (means[ours] - means[name]).tolist() for name in others},
         "spread_between_seeds": {name: np.ptp(runs, axis=0).tolist() for name, runs in found.items()},
-        "targets_an_epoch": len(theirs),
+        "targets_an_epoch": len(targets),
         "held_out_rows": len(held),
     }
 
