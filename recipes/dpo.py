@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from llmrec.decoding.trie import SIDTrie
 from llmrec.errors import run_command
-from llmrec.hub import push_to_hub, save_card, save_sidecars
+from llmrec.hub import save_sidecars
 from llmrec.hub.info import CARD_FILE
 from llmrec.launch import check_launch
 from llmrec.tasks.prompt import end_token_id
@@ -30,7 +30,7 @@ from llmrec.training.parser import parse_recipe
 from llmrec.training.policy import load_policy, read_start
 from llmrec.training.preference_rows import encode_preferences, hold_out
 from llmrec.training.reference_policy import load_reference
-from llmrec.training.rl_finish import describe_rl_run, rl_identity
+from llmrec.training.rl_finish import describe_rl_run, finish_rl_run, rl_identity, start_interpolation
 from llmrec.training.rounds import Round, rounds_of, run_rounds
 from llmrec.training.run_folder import check_run_folder, claim_run_folder
 from llmrec.training.validation import Validation
@@ -108,24 +108,15 @@ def train_round(one: Round) -> None:
         save_sidecars=sidecars,
         manifest=info,
     )
+    between = start_interpolation(arguments, trainer, start=start)
     if state.is_main_process:
         claim_run_folder(training.output_dir, identity, checkpoint=checkpoint)
     state.wait_for_everyone()
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-
-    # The bundle: the weights first, then what validation says of them, and the card, which marks it as finished
-    trainer.save_model(training.output_dir)
-    info["best"] = trainer.best()
-    if training.evaluates and validation.rows:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        found = validation.row(model, trainer.accelerator, dataset=dataset.name, protocol=splits.protocol)
-        info["metrics"] = [found]
-    if state.is_main_process:
-        sidecars(training.output_dir)
-        save_card(training.output_dir)
-        if push:
-            private = training.hub_private_repo or False
-            push_to_hub(training.output_dir, training.hub_model_id, private=private, token=training.hub_token)
+    finish_rl_run(
+        trainer, arguments, start=start, between=between, validation=validation, info=info, sidecars=sidecars,
+        push=push, measure=training.evaluates,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

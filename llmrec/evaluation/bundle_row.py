@@ -27,9 +27,9 @@ DESCRIBED = ("name", "catalog_hash", "train")
 
 
 LATER: dict[str, Any] = {
-    "architecture": "causal", "freeze": None, "language_guard": None, "layer_learning_rate_decay": 1.0,
-    "max_perplexity_ratio": None, "old_dataset": None, "perplexity_action": "warn", "random_weights": False,
-    "replay": 1.0, "sid_learning_rate": None, "stages": None, "start_from": None,
+    "architecture": "causal", "freeze": None, "interpolate": None, "language_guard": None,
+    "layer_learning_rate_decay": 1.0, "max_perplexity_ratio": None, "old_dataset": None, "perplexity_action": "warn",
+    "random_weights": False, "replay": 1.0, "sid_learning_rate": None, "stages": None, "start_from": None,
 }  # fmt: skip
 """What bundles say only since their trainer knows it, with the value that means what was done before: at that value it
 counts as little as where nothing is said, so that seeds of one configuration stay together over versions."""

@@ -7,6 +7,7 @@ from llmrec.data.folder import PROTOCOLS
 from llmrec.decoding.steps import SCORES
 from llmrec.errors import InputError
 from llmrec.training.config import DTYPES, METHODS, check_choice, check_whole_setting
+from llmrec.training.interpolate import check_shares
 
 TARGETS = ("all", "last")
 
@@ -75,6 +76,13 @@ class RLArguments:
     eval_users: int = field(
         default=1000, metadata={"help": "Validation rows scored during training, a seeded sample; 0 scores all."}
     )
+    interpolate: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Shares of the way from the start's weights to the last ones, such as 0.25 0.5 0.75 1.0, of which "
+            "validation keeps the best, the start among them. The last weights as they are when not given."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete another run in output_dir and start anew."}
     )
@@ -96,6 +104,8 @@ class RLArguments:
             raise InputError(f"train_users: {self.train_users}; a share of the users, above 0 and at most 1")
         if not isinstance(self.lora_target_modules, list | None):
             raise InputError(f"lora_target_modules: {self.lora_target_modules!r}; a list of module names")
+        if self.interpolate is not None:
+            self.interpolate = check_shares(self.interpolate)
         if not isinstance(self.eval_ks, list) or not self.eval_ks:
             raise InputError(f"eval_ks: {self.eval_ks!r}; a list of cut-offs, such as [5, 10]")
         for k in self.eval_ks:
@@ -133,6 +143,11 @@ def check_training(training: Any, arguments: RLArguments, *, items: int, recipe:
         raise InputError(
             f"metric_for_best_model: {metric!r} is not measured; choose {'loss, ' if loss else ''}recall@k or ndcg@k "
             f"with k from eval_ks ({arguments.eval_ks})"
+        )
+    if arguments.interpolate is not None and training.load_best_model_at_end:
+        raise InputError(
+            "interpolate with load_best_model_at_end: true, which ends with the best checkpoint's weights; the way "
+            "goes to the last ones: set load_best_model_at_end: false"
         )
     if training.save_only_model and getattr(training.save_strategy, "value", training.save_strategy) != "no":
         raise InputError("save_only_model: true; a killed run could not go on; leave it out or set save_strategy: no")

@@ -1,15 +1,20 @@
-"""What a run that started from a bundle says of itself: its identity while it runs, and its manifest."""
+"""What a run that started from a bundle says of itself, its identity and its manifest; and how it ends."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from llmrec.artifacts import file_sha256, git_commit, versions
+from llmrec.errors import InputError
 from llmrec.evaluation.bundle_row import trained_as
+from llmrec.hub import push_to_hub, save_card
 from llmrec.training.finish import ALSO_TO_GO_ON, CUTS, OPTIMISATION
+from llmrec.training.interpolate import Interpolation
 from llmrec.training.model import QUANTIZATION
 from llmrec.training.policy import Policy, Start
 from llmrec.training.rl_config import RLArguments
+from llmrec.training.validation import Validation
 
 NOT_SETTINGS = (
     "dataset", "model", "model_revision", "reference", "method", "dtype", "overwrite_output_dir", "sample_steps",
@@ -116,3 +121,75 @@ def describe_rl_run(
         "commit": git_commit(),
         "metrics": [],
     }
+
+
+def start_interpolation(arguments: RLArguments, trainer: Any, *, start: Start) -> Interpolation | None:
+    """Return the way from the weights of a trainer as they are; None where ``interpolate`` does not ask for it.
+
+    Args:
+        arguments: the recipe's own.
+        trainer: before it trains.
+        start: what it starts from.
+
+    Raises:
+        InputError: weights that are an adapter's, or in pieces over processes.
+    """
+    if arguments.interpolate is None:
+        return None
+    if start.method != "full":
+        raise InputError(
+            f"interpolate: {arguments.interpolate} with method: {start.method}; between two adapters lies no mean of "
+            "what they do. Train all weights (method: full), or leave it out"
+        )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise InputError(
+            f"interpolate: {arguments.interpolate} where weights lie in pieces over processes (FSDP, DeepSpeed); use "
+            "DDP, or leave it out"
+        )
+    return Interpolation(trainer.accelerator.unwrap_model(trainer.model), arguments.interpolate)
+
+
+def finish_rl_run(
+    trainer: Any,
+    arguments: RLArguments,
+    *,
+    start: Start,
+    between: Interpolation | None,
+    validation: Validation,
+    info: dict[str, Any],
+    sidecars: Callable[[Path], None],
+    push: bool,
+    measure: bool = True,
+) -> None:
+    """Write the bundle: the weights, then what validation says of them, and the card, which marks it as finished.
+
+    Args:
+        trainer: after its training.
+        arguments: the recipe's own.
+        start: what it started from.
+        between: the way from its first weights, where a share of it is to be chosen.
+        validation: scores it.
+        info: its manifest, which is filled here.
+        sidecars: writes what belongs beside the weights, with the manifest.
+        push: whether the whole bundle goes to the hub.
+        measure: whether validation scores the weights that it ends with.
+    """
+    training, accelerator = trainer.args, trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    info["best"] = trainer.best()
+    if between is not None:
+        asked = str(training.metric_for_best_model).removeprefix("eval_")
+        metric = asked if asked in arguments.measured else f"ndcg@{max(arguments.eval_ks)}"
+        found = between.choose(model, lambda: validation.metrics(model, accelerator)[f"eval_{metric}"])
+        info["best"] = {"metric": metric, **found}
+    trainer.save_model(training.output_dir)
+    if measure and validation.rows:
+        splits = start.inputs.splits
+        row = validation.row(model, accelerator, dataset=start.inputs.dataset.name, protocol=splits.protocol)
+        info["metrics"] = [row]
+    if accelerator.is_main_process:
+        sidecars(Path(training.output_dir))
+        save_card(training.output_dir)
+        if push:
+            private = training.hub_private_repo or False
+            push_to_hub(training.output_dir, training.hub_model_id, private=private, token=training.hub_token)

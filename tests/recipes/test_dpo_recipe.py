@@ -97,8 +97,16 @@ def test_every_config_parses(path: Path, tmp_path: Path) -> None:
         ["--config", str(path), "--output_dir", str(tmp_path)], DPOArguments, DPORecipeConfig
     )
     assert arguments.dataset.startswith("data/")
-    assert training.load_best_model_at_end, "validation chooses the checkpoint"
-    assert training.eval_on_start, "and the start is one of them"
+    assert training.load_best_model_at_end or arguments.interpolate, "validation chooses the weights"
+    assert training.eval_on_start or arguments.interpolate, "and the start is one of them"
+
+
+def test_a_share_of_the_way_is_chosen_without_any_other_evaluation(recipe, bundle, flags, tmp_path: Path) -> None:
+    given = flags(bundle(), interpolate=0.5, load_best_model_at_end=False, eval_strategy="no", save_strategy="no")
+    recipe(given)
+    info = json.loads((tmp_path / "run" / "llmrec.json").read_text())
+    assert list(info["best"]["values"]) == ["0", "0.5"]
+    assert info["metrics"] == []
 
 
 def test_there_are_configs() -> None:

@@ -54,8 +54,8 @@ def test_every_config_parses(path: Path, tmp_path: Path) -> None:
     )
     assert arguments.dataset.startswith("data/")
     assert arguments.model.startswith("runs/")
-    assert training.load_best_model_at_end, "validation chooses the checkpoint"
-    assert training.eval_on_start, "the start is one of them"
+    assert training.load_best_model_at_end or arguments.interpolate, "validation chooses the weights"
+    assert training.eval_on_start or arguments.interpolate, "the start is one of them"
 
 
 def test_a_run_writes_a_bundle(flags, tmp_path: Path) -> None:
@@ -106,9 +106,30 @@ def test_a_killed_run_goes_on_by_the_same_command(flags, tmp_path: Path) -> None
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_weights_on_the_way_from_the_start(flags, bundle: Path, tmp_path: Path) -> None:
+    """Of a run that trains and of one that does not choose, the weights differ by the share that was chosen."""
+    still = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "learning_rate": 1e-3}
+    grpo.main(flags(**still, output_dir=tmp_path / "end"))
+    grpo.main([*flags(**still), "--interpolate", "0.5", "0.75"])
+    best = json.loads((tmp_path / "out" / "llmrec.json").read_text())["best"]
+    assert (best["metric"], list(best["values"])) == ("ndcg@10", ["0", "0.5", "0.75"])
+    assert best["values"][f"{best['share']:g}"] == max(best["values"].values())
+    start, end, kept = (load_file(path / "model.safetensors") for path in (bundle, tmp_path / "end", tmp_path / "out"))
+    assert not torch.equal(start["model.embed_tokens.weight"], end["model.embed_tokens.weight"])
+    for name, value in kept.items():
+        expected = start[name] * (1 - best["share"]) + end[name] * best["share"]
+        assert torch.allclose(value, expected, atol=1e-6), name
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"interpolate": 0.5}, "interpolate with load_best_model_at_end: true, which ends with the best checkpoint"),
+        ({"interpolate": 2, "load_best_model_at_end": False}, "above 0 and at most 1"),
+        (
+            {"interpolate": 0.5, "load_best_model_at_end": False, "method": "lora"},
+            "method: lora; between two adapters lies no mean of what they do",
+        ),
         (
             {"per_device_train_batch_size": 10},
             "per_device_train_batch_size: 10 completions would split groups of num_generations: 4 over micro-batches "
