@@ -1,6 +1,7 @@
 """What a trained baseline thinks of a candidate after the user's history."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from llmrec.vocab import SIDVocab
 def collaborative(
     vocab: SIDVocab,
     *,
-    baseline: str,
+    baseline: str | Sequence[str],
     scale: str = "rank",
     temperature: float = 1.0,
     exclude_seen: bool = False,
@@ -32,7 +33,8 @@ def collaborative(
 
     Args:
         vocab: the SIDs.
-        baseline: folder of a fitted baseline, such as a `SASRec`, written by ``save_pretrained``.
+        baseline: folder of a fitted baseline, such as a `SASRec`, written by ``save_pretrained``; or several, each on
+            the scale by itself, of which the mean is taken.
         scale: ``rank``, ``softmax``, ``zscore`` or ``none``, as `scale_scores` takes them.
         temperature: of ``softmax``, above 0.
         exclude_seen: an item of the history has no score, as the worst there is: many baselines put what a user has
@@ -44,14 +46,19 @@ def collaborative(
         InputError: an option out of range, or as `load_baseline` says.
 
     Paper: MiniOneRec (Kong et al., 2025, arXiv:2510.24431), its collaborative reward, a SASRec's score as it stands.
-    How we differ: a scale within the group, any baseline, what is no item counts as the worst (theirs scores a random
-    item there), and a baseline that has seen more than the training part is refused.
+    How we differ: a scale within the group, any baseline and any number of them, what is no item counts as the worst
+    (theirs scores a random item there), and a baseline that has seen more than the training part is refused.
     """
     how = check_choice("collaborative", "scale", scale, SCALES)
     heat = check_number("collaborative", "temperature", temperature, low=1e-6)
     unseen = check_flag("collaborative", "exclude_seen", exclude_seen)
     size = inputs.num_generations
-    judge = load_baseline(baseline, reward="collaborative", inputs=inputs, items=len(vocab), kind=kind)
+    folders = [baseline] if isinstance(baseline, str | Path) else baseline
+    if not isinstance(folders, list | tuple) or not folders:
+        raise InputError(f"reward collaborative: baseline {baseline!r}; give a path, or a list of them")
+    judges = [
+        load_baseline(path, reward="collaborative", inputs=inputs, items=len(vocab), kind=kind) for path in folders
+    ]
 
     def reward(
         *,
@@ -68,10 +75,13 @@ def collaborative(
             )
         rows = by_group(read_candidates(completion_ids, vocab).rows, size)
         histories = [list(history[group * size]) for group in range(groups)]
-        scores = np.asarray(score_items(judge, histories, rows))
-        if unseen:
-            seen = [np.isin(row, items) for row, items in zip(rows, histories, strict=True)]
-            scores = np.where(np.stack(seen), -np.inf, scores)
-        return scale_scores(scores, scale=how, temperature=heat).ravel().tolist()
+        seen = np.stack([np.isin(row, items) for row, items in zip(rows, histories, strict=True)])
+        found = []
+        for judge in judges:
+            scores = np.asarray(score_items(judge, histories, rows))
+            if unseen:
+                scores = np.where(seen, -np.inf, scores)
+            found.append(scale_scores(scores, scale=how, temperature=heat))
+        return np.mean(found, axis=0).ravel().tolist()
 
     return reward

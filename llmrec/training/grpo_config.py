@@ -205,3 +205,5 @@ class GRPORecipeConfig(GRPOConfig):
                 f"policy_loss: {arguments.policy_loss} has no top_entropy_quantile, use_adaptive_entropy or "
                 "off_policy_mask_threshold; leave them out, or take a loss of TRL's"
             )
+        else:
+            named.check_group_size(self.num_generations or 0)

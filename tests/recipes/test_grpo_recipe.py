@@ -150,6 +150,7 @@ def test_weights_on_the_way_from_the_start(flags, bundle: Path, tmp_path: Path) 
         ({"loss_type": "grpo"}, "loss_type: 'grpo'; it is not followed here, since policy_loss names the loss"),
         ({"policy_loss": "ppo"}, "policy_loss: unknown loss 'ppo'"),
         ({"policy_loss": "ecpo", "use_adaptive_entropy": True}, "policy_loss: ecpo has no top_entropy_quantile"),
+        ({"policy_loss": "srpo"}, "policy_loss srpo: k 4 draws of a group of 4; k is below num_generations"),
         ({"rollouts": "greedy"}, "rollouts: 'greedy'; choose one of beam, sample, mixed"),
         ({"temperature": 0}, "temperature: 0.0; above 0"),
         ({"rewards": '{"accuracy": 1}'}, "accuracy"),

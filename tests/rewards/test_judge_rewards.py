@@ -112,6 +112,18 @@ def test_what_was_seen_is_the_worst(vocab: SIDVocab, judged: RewardInputs):
     assert sum(without) == pytest.approx(1)
 
 
+def test_several_judges_have_one_voice_each(vocab: SIDVocab, judged: RewardInputs, tmp_path: Path):
+    SASRec(dim=8, heads=2, blocks=1, epochs=1, max_history=4).fit(SEQUENCES, items=9).save_pretrained(tmp_path / "net")
+    columns = {"completion_ids": sids(vocab, 1, 2, 3, 4), "history": [[0]] * 4}
+    names = ["transitions", str(tmp_path / "net")]
+    alone = [collaborative(vocab, baseline=name, scale="zscore", inputs=judged)(**columns) for name in names]
+    both = collaborative(vocab, baseline=names, scale="zscore", inputs=judged)(**columns)
+    assert alone[0] != pytest.approx(alone[1])
+    assert both == pytest.approx([(one + other) / 2 for one, other in zip(*alone, strict=True)])
+    with pytest.raises(InputError, match=r"baseline \[\]; give a path, or a list of them"):
+        collaborative(vocab, baseline=[], inputs=judged)
+
+
 def test_sasrec_judges_candidates(vocab: SIDVocab, judged: RewardInputs, tmp_path: Path):
     model = SASRec(dim=8, heads=2, blocks=1, epochs=1, max_history=4).fit(SEQUENCES, items=9)
     model.save_pretrained(tmp_path / "sasrec")
