@@ -6,9 +6,9 @@
         --rows recipes/results/office --out recipes/results/rl/office.json
 
 Start number S, and every config run from it with ``--seed S``, are read on the test part once, seen items kept and
-left out. Configs choose on validation by themselves. Beside the table, a results file a system and seed goes to
---rows, as recipes/evaluate.py writes it, for recipes/compare.py. What --out has already is kept, so that a table that
-was cut off goes on.
+left out (--exclude_seen). Configs choose on validation by themselves. Beside the table, a results file a system and
+seed goes to --rows, as recipes/evaluate.py writes it, for recipes/compare.py. What --out has already is kept, so that
+a table that was cut off goes on.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def read(bundle: Path, name: str, *, out: Path, args: argparse.Namespace, log: P
     """Score a bundle on test, and return its metrics with seen items kept and left out."""
     run(
         "recipes/evaluate.py", "--model", str(bundle), "--dataset", args.dataset, "--split", "test", "--ks", "5", "10",
-        "--num_beams", "20", "--score", SCORE, "--exclude_seen", "both", "--baselines", "popularity", "--name", name,
-        "--output", str(out), log=log,
+        "--num_beams", "20", "--score", SCORE, "--exclude_seen", args.exclude_seen, "--baselines", "popularity",
+        "--name", name, "--output", str(out), log=log,
     )  # fmt: skip
     rows = [row for row in read_json(out, "results file")["results"] if row["name"].startswith(name)]
     return {
@@ -65,7 +65,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """Return the means and standard deviations over seeds as a table in markdown."""
     lines = ["| system | seen | seeds | R@5 | N@5 | R@10 | N@10 | coverage@10 | seconds |", "|---|---|" + "---:|" * 7]
     for name, seeds in found.items():
-        for seen in ("kept", "left out"):
+        for seen in sorted(next(iter(seeds.values())).keys() & {"kept", "left out"}):
             values = [[row[seen][key] for row in seeds.values()] for key in METRICS]
             seconds = [row["seconds"] for row in seeds.values() if "seconds" in row]
             cells = [_mean(column) for column in values]
@@ -86,12 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--starts", type=Path, nargs="+", required=True, help="bundles, one a seed, from seed 0")
     parser.add_argument("--configs", type=Path, nargs="+", required=True, help="of recipes/grpo.py and recipes/dpo.py")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--exclude_seen", default="both", help="both, true or false: how test is read")
     parser.add_argument("--work", type=Path, default=Path("runs/table_rl"), help="folder for runs and logs")
     parser.add_argument("--rows", type=Path, required=True, help="folder of the results files")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     found: dict[str, dict[str, Any]] = read_json(args.out, "table")["systems"] if args.out.is_file() else {}
-    asked = [(seed, config) for config in (None, *args.configs) for seed in range(len(args.starts))]
+    asked = [(seed, config) for seed in range(len(args.starts)) for config in (None, *args.configs)]
     names = {config: "start" if config is None else config.stem for _, config in asked}
     left = [(seed, config) for seed, config in asked if str(seed) not in found.get(names[config], {})]
     with ThreadPoolExecutor(args.jobs) as pool:
