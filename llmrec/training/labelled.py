@@ -74,6 +74,7 @@ class Head:
         scale: what hidden states are multiplied by first (T5's ``dim ** -0.5``, Cohere's ``logit_scale``).
         softcap: Gemma's ``final_logit_softcapping``, or None.
         chunk: most logits held at a time; None takes `CHUNK_LOGITS`, or `CHUNK_LOGITS_GPU` on a GPU.
+        tied: whether ``weight`` is a parameter that the hidden states were read with too, and whole on this device.
 
     Paper: cut cross-entropy (Wijmans et al., 2025), a kernel that keeps no logits, and Liger (Hsu et al., 2024), which
     makes gradients in the forward pass. Here plain matrix products in chunks, for any loss of the log-probabilities,
@@ -87,6 +88,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     chunk: int | None = None
+    tied: bool = False
     hits: list[Tensor] = field(default_factory=list, repr=False, compare=False)
     """``(labels,)`` of each call of `log_probs`: whether no other token is more likely than the target."""
 
@@ -116,6 +118,7 @@ class Head:
             found.token_ids,
             logit_scale(config) if scale is None else scale,
             getattr(config, "final_logit_softcapping", None),
+            tied=found.weight is getattr(model.get_input_embeddings(), "weight", None) and _plain(found.weight),
         )
 
     def log_probs(self, hidden: Tensor, targets: Tensor, *, equal: bool = False) -> Tensor:
@@ -153,7 +156,7 @@ class Head:
 
     def few_rows(self, token_ids: Tensor, dtype: torch.dtype) -> FewRows:
         """Return the rows of ``(tokens,)`` token ids, for hidden states that `scaled` made."""
-        table = self.weight[token_ids]
+        table = _TakenRows.apply(self.weight, token_ids) if self.tied else self.weight[token_ids]
         if self.rows is not None and self.token_ids is not None:
             place, replaced = place_among(self.token_ids, token_ids)
             table = torch.where(replaced[:, None], self.rows[place].to(table.dtype), table)
@@ -182,6 +185,33 @@ def logit_scale(config: Any) -> float:
 def _whole(tensor: Tensor) -> Tensor:
     """Return a parameter that FSDP2 may hold in parts as one tensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _plain(weight: Tensor) -> bool:
+    """Return whether a table is a parameter that autograd keeps whole: not sharded, gathered, nor made of others."""
+    return type(weight) is nn.Parameter and weight.is_leaf and not hasattr(weight, "ds_id")
+
+
+class _TakenRows(torch.autograd.Function):
+    """Rows of a table that has another, dense gradient in the same backward pass, as of the tokens that were read.
+
+    The gradient of the rows is sparse: autograd adds it to the other one in place, where a dense one would fill and
+    add a whole table.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, token_ids: Tensor) -> Tensor:
+        """Return ``(tokens, dim)`` rows."""
+        ctx.save_for_backward(token_ids)
+        ctx.shape = weight.shape
+        return weight[token_ids]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the table, sparse."""
+        (token_ids,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(token_ids[None], grads[0], ctx.shape, check_invariants=False), None
 
 
 class _LogProbs(torch.autograd.Function):

@@ -215,6 +215,37 @@ def test_head_of_a_model(make_model, vocab, tied: bool, method: str) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_gradient_of_a_few_rows(make_model, tied: bool, passes: int) -> None:
+    """Of a table that is read and multiplied, rows come with a sparse gradient; the sum is dense and whole."""
+    model = make_model(tied=tied)
+    tokens, few = torch.tensor([[5, 9, 3, 9]]), torch.tensor([9, 2, 40, 2])
+
+    def gradients(rows) -> list[Tensor]:
+        model.zero_grad()
+        for _ in range(passes):
+            hidden = model.base_model(tokens).last_hidden_state[0]
+            (hidden @ rows().T).logsumexp(-1).sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    head = Head.of(model)
+    assert head.tied is tied
+    found = gradients(lambda: head.few_rows(few, torch.float32).table)
+    assert all(grad.layout == torch.strided for grad in found)
+    for one, other in zip(found, gradients(lambda: model.get_output_embeddings().weight[few]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_frozen_table_has_no_gradient_of_rows(make_model) -> None:
+    model = make_model(tied=True)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    tokens = torch.tensor([[5, 9, 3]])
+    table = Head.of(model).few_rows(torch.tensor([9, 2]), torch.float32).table
+    (model.base_model(tokens).last_hidden_state[0] @ table.T).sum().backward()
+    assert model.get_input_embeddings().weight.grad is None
+
+
 @pytest.mark.parametrize(
     ("config", "kind", "special"),
     [
