@@ -115,7 +115,7 @@ def train_round(one: Round) -> None:
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     finish_rl_run(
         trainer, arguments, start=start, between=between, validation=validation, info=info, sidecars=sidecars,
-        push=push, measure=training.evaluates,
+        push=push, measure=training.evaluates or between is not None,
     )  # fmt: skip
 
 

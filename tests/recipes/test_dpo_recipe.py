@@ -106,7 +106,7 @@ def test_a_share_of_the_way_is_chosen_without_any_other_evaluation(recipe, bundl
     recipe(given)
     info = json.loads((tmp_path / "run" / "llmrec.json").read_text())
     assert list(info["best"]["values"]) == ["0", "0.5"]
-    assert info["metrics"] == []
+    assert info["metrics"][0]["metrics"]["ndcg@10"] == info["best"]["values"][f"{info['best']['share']:g}"]
 
 
 def test_there_are_configs() -> None:
