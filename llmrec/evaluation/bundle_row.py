@@ -19,8 +19,9 @@ OUTSIDE = (
 )  # fmt: skip
 """Where a run writes, what it is called, and where what it starts from lies (``start`` says how that was made)."""
 
-ABOUT = ("metrics", "best", "versions", "commit", "format_version", "llmrec_version", "sids")
-"""What a bundle says that decides no weight; its SIDs stand for themselves by ``sid_hash``."""
+ABOUT = ("metrics", "best", "rounds", "versions", "commit", "format_version", "llmrec_version", "sids")
+"""What a bundle says that decides no weight, or tells what chance drew (the pairs of ``rounds``); its SIDs stand for
+themselves by ``sid_hash``."""
 
 DESCRIBED = ("name", "catalog_hash", "train")
 """What counts of the dataset, beside the words and counts about it."""
