@@ -29,6 +29,7 @@ def changed(*path, to):
 def test_seeds_of_one_configuration_share_it():
     other = changed("training", "seed", to=1)
     other |= {"seed": 1, "commit": "2", "versions": {"torch": "3"}, "metrics": [{"dataset": "pens"}]}
+    other |= {"rounds": [{"round": 1, "sha256": "ab"}], "best": {"share": 0.5}}
     other["training"] |= {"data_seed": 4, "output_dir": "runs/b"}
     other["dataset"] |= {"licence": "y"}
     other["sids"] = {"quality": {"fit": {"seconds": 3.0}}}
