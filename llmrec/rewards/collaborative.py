@@ -75,12 +75,12 @@ def collaborative(
             )
         rows = by_group(read_candidates(completion_ids, vocab).rows, size)
         histories = [list(history[group * size]) for group in range(groups)]
-        seen = np.stack([np.isin(row, items) for row, items in zip(rows, histories, strict=True)])
+        seen = np.zeros(rows.shape, dtype=bool)
+        if unseen:
+            seen = np.stack([np.isin(row, items) for row, items in zip(rows, histories, strict=True)])
         found = []
         for judge in judges:
-            scores = np.asarray(score_items(judge, histories, rows))
-            if unseen:
-                scores = np.where(seen, -np.inf, scores)
+            scores = np.where(seen, -np.inf, score_items(judge, histories, rows))
             found.append(scale_scores(scores, scale=how, temperature=heat))
         return np.mean(found, axis=0).ravel().tolist()
 

@@ -132,7 +132,7 @@ def start_interpolation(arguments: RLArguments, trainer: Any, *, start: Start) -
         start: what it starts from.
 
     Raises:
-        InputError: weights that are an adapter's, or in pieces over processes.
+        InputError: weights that are an adapter's, or in pieces over processes; or no validation rows to choose by.
     """
     if arguments.interpolate is None:
         return None
@@ -141,6 +141,8 @@ def start_interpolation(arguments: RLArguments, trainer: Any, *, start: Start) -
             f"interpolate: {arguments.interpolate} with method: {start.method}; between two adapters lies no mean of "
             "what they do. Train all weights (method: full), or leave it out"
         )
+    if not start.inputs.splits.rows("valid"):
+        raise InputError(f"interpolate: {arguments.interpolate} without validation rows to choose by; leave it out")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
             f"interpolate: {arguments.interpolate} where weights lie in pieces over processes (FSDP, DeepSpeed); use "
@@ -177,16 +179,24 @@ def finish_rl_run(
     training, accelerator = trainer.args, trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
     info["best"] = trainer.best()
+    kept: dict[str, float] | None = None
     if between is not None:
         asked = str(training.metric_for_best_model).removeprefix("eval_")
         metric = asked if asked in arguments.measured else f"ndcg@{max(arguments.eval_ks)}"
-        found = between.choose(model, lambda: validation.metrics(model, accelerator)[f"eval_{metric}"])
+        measured: list[dict[str, float]] = []
+
+        def score() -> float:
+            measured.append(validation.metrics(model, accelerator))
+            return measured[-1][f"eval_{metric}"]
+
+        found = between.choose(model, score)
+        kept = max(measured, key=lambda metrics: metrics[f"eval_{metric}"])  # of equals the first, as `choose` does
         info["best"] = {"metric": metric, **found}
     trainer.save_model(training.output_dir)
     if measure and validation.rows:
         splits = start.inputs.splits
-        row = validation.row(model, accelerator, dataset=start.inputs.dataset.name, protocol=splits.protocol)
-        info["metrics"] = [row]
+        name = start.inputs.dataset.name
+        info["metrics"] = [validation.row(model, accelerator, dataset=name, protocol=splits.protocol, found=kept)]
     if accelerator.is_main_process:
         sidecars(Path(training.output_dir))
         save_card(training.output_dir)

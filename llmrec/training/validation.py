@@ -1,7 +1,7 @@
 """Recall and NDCG on validation rows while a model trains."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,24 @@ class Validation:
         return metrics
 
     def row(
-        self, model: PreTrainedModel | PeftModel, accelerator: Accelerator, *, dataset: str, protocol: str
+        self,
+        model: PreTrainedModel | PeftModel,
+        accelerator: Accelerator,
+        *,
+        dataset: str,
+        protocol: str,
+        found: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
-        """Return the validation metrics as a row of the bundle's manifest."""
-        found = self.metrics(model, accelerator)
+        """Return the validation metrics as a row of the bundle's manifest.
+
+        Args:
+            model: scored, unless its metrics are there.
+            accelerator: whose processes share the rows.
+            dataset: its name.
+            protocol: of the split.
+            found: what `metrics` returned of these weights; None measures.
+        """
+        found = self.metrics(model, accelerator) if found is None else found
         return {
             "dataset": dataset,
             "split": "valid",

@@ -1,6 +1,8 @@
 """Weights between the start's and the last ones: which they are, which are kept, and what is refused."""
 
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from llmrec.errors import InputError
 from llmrec.training.interpolate import Interpolation, check_shares
+from llmrec.training.rl_finish import start_interpolation
 
 
 def tied() -> nn.ModuleDict:
@@ -74,6 +77,23 @@ def test_parameters_that_came_are_refused():
 def test_shares_that_are_none(shares: object):
     with pytest.raises(InputError, match=r"interpolate: .*; a list of different shares of the way from the start"):
         check_shares(shares)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sharded", "message"),
+    [
+        ([], False, "without validation rows to choose by"),
+        ([1], True, r"in pieces over processes \(FSDP, DeepSpeed\)"),
+    ],
+)
+def test_runs_that_cannot_choose_are_refused(rows: list[int], sharded: bool, message: str):
+    start: Any = SimpleNamespace(
+        method="full", inputs=SimpleNamespace(splits=SimpleNamespace(rows={"valid": rows}.__getitem__))
+    )
+    trainer = SimpleNamespace(is_fsdp_enabled=sharded, is_deepspeed_enabled=False)
+    arguments: Any = SimpleNamespace(interpolate=[0.5])
+    with pytest.raises(InputError, match=message):
+        start_interpolation(arguments, trainer, start=start)
 
 
 def test_shares_come_in_their_order():
