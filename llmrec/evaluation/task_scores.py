@@ -19,7 +19,7 @@ from llmrec.vocab import SIDVocab
 
 KS = (1, 5, 10)
 NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?")
-EXACT_TASKS = ("sid_to_category", "prefix_to_category", "user_profile")
+EXACT_TASKS = ("sid_to_category", "prefix_to_category")
 """Tasks of a few possible texts, of which the right one counts; other texts are compared by their letters."""
 
 

@@ -147,7 +147,7 @@ def rounds_of(arguments: Any, training: Any) -> list[Round]:
         return [Round(1, 1, arguments, training, arguments.model, arguments.model_revision)]
     if training.resume_from_checkpoint:
         raise InputError("resume_from_checkpoint: with rounds the same command goes on where it stopped; leave it out")
-    scored = arguments.interpolate or getattr(training.eval_strategy, "value", training.eval_strategy) != "no"
+    scored = arguments.interpolate or training.evaluates
     if arguments.keep_round == "best" and not scored:
         raise InputError("keep_round: best compares the rounds on validation; set eval_strategy: epoch or steps")
     own = {_number(key, count): settings for key, settings in (arguments.round_settings or {}).items()}
