@@ -16,11 +16,14 @@ from trl import DPOConfig, DPOTrainer
 from llmrec.errors import InputError
 from llmrec.training.bundle_trainer import BundleTrainer
 from llmrec.training.group_softmax import GroupSoftmax
+from llmrec.training.order import with_idle_rows
 from llmrec.training.pair_losses import trl_pair_loss
+from llmrec.training.policy import disable_dropout
 from llmrec.training.preference_losses import PREFERENCE_LOSSES, TRL_LOSSES, Preferences, check_losses
 from llmrec.training.preference_meter import PreferenceMeter
 from llmrec.training.preference_rows import PreferenceCollator, row_lengths
 from llmrec.training.reference_cache import reference_log_probs, weights_hash
+from llmrec.training.reference_policy import REFERENCE, same_parameters_train
 from llmrec.training.shared_prefix import add_group_forward
 from llmrec.training.start_kept import StartKeptTrainer
 from llmrec.training.steady import SteadyTrainer
@@ -80,19 +83,17 @@ class PreferenceTrainer(StartKeptTrainer, BundleTrainer, SteadyTrainer, DPOTrain
         self._num_tokens, self._pairs_of_step = 0.0, torch.tensor(0)
         add_group_forward(_base(model), softmax, vocab=vocab)
         # TRL casts what trains over 4 bits to bfloat16, and the policy would no longer be the bundle's.
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        collator = PreferenceCollator(tokenizer.pad_token_id)
-        super().__init__(
-            model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            **kwargs,
-        )  # fmt: skip
-        if "ref" in getattr(model, "peft_config", {}):
-            # TRL's copy of the adapter; it lacks the SID rows, and the reference is on disk.
-            cast(PeftModel, model).delete_adapter("ref")
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        with same_parameters_train(model):
+            model.requires_grad_(False)
+            super().__init__(
+                model=model, args=args, data_collator=PreferenceCollator(tokenizer.pad_token_id),
+                train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs,
+            )  # fmt: skip
+            if REFERENCE in getattr(model, "peft_config", {}):
+                # TRL's copy of the adapter; it lacks the SID rows, and the reference is on disk.
+                cast(PeftModel, model).delete_adapter(REFERENCE)
+        if args.disable_dropout:
+            disable_dropout(model)
         if self.aux_loss_enabled:
             raise InputError(
                 f"model: {_base(model).config.model_type} adds a loss of its router, which is not computed here; set "
@@ -142,7 +143,10 @@ class PreferenceTrainer(StartKeptTrainer, BundleTrainer, SteadyTrainer, DPOTrain
                 file=None if file is None else _named(Path(file), name),
                 batch_size=self._settings.precompute_ref_batch_size or self.args.per_device_eval_batch_size,
             )  # fmt: skip
-            setattr(self, f"{name}_dataset", rows.add_column("reference", found))
+            rows = rows.add_column("reference", found)
+            if name == "eval" and self.args.world_size > 1:  # accelerate would fill the last batches with rows again
+                rows = with_idle_rows(rows, -len(rows) % (self.args.world_size * self.args.eval_batch_size))
+            setattr(self, f"{name}_dataset", rows)
         model.train(was_training)
 
     @property

@@ -29,7 +29,7 @@ from llmrec.training.guard import FiniteGuard
 from llmrec.training.hard_prompts import Collected, HardPrompts, HardPromptSettings
 from llmrec.training.policy import Policy, disable_dropout
 from llmrec.training.policy_losses.base import PolicyBatch, PolicyLoss
-from llmrec.training.reference_policy import add_reference
+from llmrec.training.reference_policy import add_reference, same_parameters_train
 from llmrec.training.rl_logs import RLMeter, named_for
 from llmrec.training.rollouts import Group, Rollouts, rollout_generator
 from llmrec.training.run_folder import check_resume
@@ -96,23 +96,20 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         beta, args.beta = args.beta, 0.0  # TRL would load its own reference, from another place or without SID rows
         args.reward_weights = list(rewards.weights)
         # TRL casts what trains over 4 bits to bfloat16, in which steps as small as ours are lost
-        trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
         try:
-            super().__init__(
-                model=policy.model,
-                args=args,
-                reward_funcs=list(rewards.functions),
-                train_dataset=prompts,
-                eval_dataset=prompts.select(range(1)),  # asked for, and never read: see `evaluates_loss`
-                processing_class=policy.tokenizer,
-                **kwargs,
-            )
+            with same_parameters_train(policy.model):
+                policy.model.requires_grad_(False)
+                super().__init__(
+                    model=policy.model,
+                    args=args,
+                    reward_funcs=list(rewards.functions),
+                    train_dataset=prompts,
+                    eval_dataset=prompts.select(range(1)),  # asked for, and never read: see `evaluates_loss`
+                    processing_class=policy.tokenizer,
+                    **kwargs,
+                )
         finally:
             args.beta, args.reward_weights = beta, None
-            for parameter in trained:
-                parameter.requires_grad_(True)
         if args.disable_dropout:
             disable_dropout(policy.model)
         self.max_completion_length = rollouts.trie.levels
@@ -120,17 +117,22 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         add_group_forward(_base(policy.model), softmax)
         self._set_reference(beta, reference, softmax)
         weights = list(rewards.weights)
+        self._has_spread = functools.partial(has_spread, weights=weights, by_part=args.by_part)
         self.hard_prompts = HardPrompts(
-            hard_prompts or HardPromptSettings(), rollouts, weights=weights, encode=self.encode, score=self._score,
-            next_rows=self._next_rows, seed=args.seed, process=args.process_index,
+            hard_prompts or HardPromptSettings(), rollouts, has_spread=self._has_spread, encode=self.encode,
+            score=self._score, next_rows=self._next_rows, seed=args.seed, process=args.process_index,
         )  # fmt: skip
-        self.watch = SpreadWatch(self.hard_prompts.settings.stop_after, rewards.names, weights)
-        self.meter = RLMeter(rewards.names, weights, items=len(policy.vocab))
+        self.watch = SpreadWatch(self.hard_prompts.settings.stop_after, rewards.names, self._has_spread)
+        self.meter = RLMeter(rewards.names, weights, items=len(policy.vocab), by_part=args.by_part)
         self.generation = 0
         self._collected: Collected | None = None
         self._encoded: dict[str, list[int]] = {}
         self._text = functools.cache(policy.vocab.tokens)
-        self._guard = FiniteGuard(any_process=self._any_process, describe_step=self._describe_step)
+        self._guard = FiniteGuard(
+            any_process=self._any_process,
+            describe_step=self._describe_step,
+            scaled=getattr(self.accelerator, "scaler", None) is not None,
+        )
         self.add_callback(self._guard)
         self._order = cast(PromptOrder, self._get_train_sampler())
         self.add_callback(_Epochs(self))
@@ -262,10 +264,11 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         self.meter.add_rollouts(collected, prompt_tokens=sum(map(len, ids)))
         self.watch.see(self._gather_rows(collected.rewards.to(self.accelerator.device)).cpu())
         size = self.group_size
-        batch = super()._generate_and_score_completions([row for row in collected.rows for _ in range(size)])
+        with same_parameters_train(cast(nn.Module, self.model)):  # TRL chooses the reference's adapter, and ours again
+            batch = super()._generate_and_score_completions([row for row in collected.rows for _ in range(size)])
         batch["ranks"] = collected.group.ranks.flatten().to(batch["advantages"].device)
         # A constant reward such as 0.7 is no float, so its distance from the mean is rounding, which TRL scales up.
-        flat = ~has_spread(collected.rewards, self._rewards.weights)
+        flat = ~self._has_spread(collected.rewards)
         batch["advantages"].view(len(flat), size)[flat.to(batch["advantages"].device)] = 0.0
         if self._policy_loss is not None:
             advantages = own_advantages(
@@ -277,7 +280,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
         if (
             self._samples is not None
             and self.accelerator.is_main_process
-            and self._samples.due(self.state.global_step)
+            and self._samples.due(self.state.global_step, since=self.state.global_step - self._settings.period)
         ):
             advantages = batch["advantages"].view(len(collected.rows), size, -1)[..., 0].cpu()
             self._samples.write(
@@ -343,8 +346,15 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         if self._policy_loss is not None:
             return self._own_loss(model, inputs)
-        loss = super()._compute_loss(model, inputs)
-        return loss * inputs["scale"] if "scale" in inputs and self.loss_type in BY_ROWS else loss
+        scale = float(inputs["scale"]) if "scale" in inputs and self.loss_type in BY_ROWS else 1.0
+        if scale in (0.0, 1.0):  # of no row, or of all
+            return super()._compute_loss(model, inputs)
+        beta = self.beta
+        try:  # a bonus for entropy is a mean of its own, so that not the sum is scaled but its other terms
+            self.beta = beta * scale
+            return super()._compute_loss(model, inputs | {"advantages": inputs["advantages"] * scale})
+        finally:
+            self.beta = beta
 
     def _own_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Return a policy loss of ours, and log what TRL logs of its own."""
@@ -397,7 +407,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
             logs = logs | {name: sum(values) / len(values) for name, values in kept.items() if values}
             seconds = self.seconds_trained()
             logs |= self.meter.read(self._gather, device=self.accelerator.device, seconds=seconds)
-            logs = named_for(logs, is_sample=self._rollouts.is_sample)
+            logs = named_for(logs)
         Trainer.log(self, logs, start_time)  # TRL's own would take the sums of training along with an evaluation
 
     # Going on
@@ -427,10 +437,15 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GRPOTrainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the order of prompts which epoch begins, also in a run that goes on in the middle of one."""
+    """Looks where a run will end; tells the order of prompts which epoch begins, also in a run that goes on midway."""
 
     def __init__(self, trainer: RecommenderGRPOTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer._settings.check_last_step(state.max_steps)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

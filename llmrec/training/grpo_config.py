@@ -18,6 +18,14 @@ from llmrec.training.rollouts import KINDS
 _SEARCH = "candidates come from the constrained search that rollouts names"
 _LENGTH = "a completion is the SID of an item"
 _VLLM = "candidates come from the constrained search in this process"
+OF_TRL_LOSSES = (
+    "epsilon", "epsilon_high", "delta", "scale_rewards", "multi_objective_aggregation", "top_entropy_quantile",
+    "use_adaptive_entropy", "off_policy_mask_threshold",
+)  # fmt: skip
+"""Settings that no loss of ours reads."""
+CISPO_HIGH = 5.0
+"""`cispo` cuts ratios from above alone, for which TRL would take ``epsilon``, 0.2: no ratio would count. The value is
+that of ScaleRL (Khatri et al., 2025, https://arxiv.org/abs/2510.13786), which TRL's documentation recommends."""
 NOT_FOLLOWED = (
     ("loss_type", "policy_loss names the loss"),
     ("importance_sampling_level", "policy_loss names it: gspo has ratios of whole SIDs"),
@@ -168,6 +176,8 @@ class GRPORecipeConfig(GRPOConfig):
         self.num_generations_eval = None
         if self.save_strategy_name == "steps":
             check_on_boundary("save_steps", self.save_steps, period=self.period)
+        if self.max_steps > 0:
+            self.check_last_step(self.max_steps)
         if self.save_strategy_name == "best" and str(getattr(self.eval_strategy, "value", "")) == "steps":
             check_on_boundary("eval_steps", self.eval_steps or 0, period=self.period)
 
@@ -185,6 +195,20 @@ class GRPORecipeConfig(GRPOConfig):
             iterations=self.num_iterations,
         )
 
+    @property
+    def by_part(self) -> bool:
+        """Whether rewards are scaled each by itself before they are summed."""
+        return self.multi_objective_aggregation == "normalize_then_sum"
+
+    def check_last_step(self, steps: int) -> None:
+        """Raise `InputError` where the checkpoint that a run ends with would fall between generation boundaries.
+
+        Args:
+            steps: optimiser steps of the run.
+        """
+        if self.save_strategy_name in ("steps", "epoch"):
+            check_on_boundary("max_steps", steps, period=self.period)
+
     def check(self, arguments: GRPOArguments, *, items: int) -> None:
         """Raise `InputError` for what would be found only later; and take the loss that the arguments name.
 
@@ -198,12 +222,23 @@ class GRPORecipeConfig(GRPOConfig):
         if isinstance(named, dict):
             for name, value in named.items():
                 setattr(self, name, value)
-        elif (
-            self.top_entropy_quantile < 1.0 or self.use_adaptive_entropy or self.off_policy_mask_threshold is not None
-        ):
-            raise InputError(
-                f"policy_loss: {arguments.policy_loss} has no top_entropy_quantile, use_adaptive_entropy or "
-                "off_policy_mask_threshold; leave them out, or take a loss of TRL's"
-            )
+            if self.loss_type == "cispo" and self.epsilon_high is None:
+                self.epsilon_high = CISPO_HIGH
+            if self.loss_type == "bnpo" and parse_mapping(arguments.hard_prompts, "hard_prompts").get("skip"):
+                raise InputError(
+                    "policy_loss: bnpo divides by the tokens of a micro-batch, of which hard_prompts: {skip: true} "
+                    "may leave none; take dapo, which divides by those that are left of all"
+                )
         else:
+            self._refuse_what_is_trl_s(arguments.policy_loss)
             named.check_group_size(self.num_generations or 0)
+
+    def _refuse_what_is_trl_s(self, loss: str) -> None:
+        """Raise `InputError` for settings of TRL's losses that one of ours would pass over."""
+        defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
+        given = [name for name in OF_TRL_LOSSES if getattr(self, name) != defaults[name]]
+        if given:
+            raise InputError(
+                f"{given[0]}: {getattr(self, given[0])!r} with policy_loss: {loss}, which does not read it; leave it "
+                "out, and set what the loss has in policy_loss_args, or take a loss of TRL's"
+            )

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from llmrec.errors import InputError
 from llmrec.training.replay import NearMisses
 from llmrec.training.rollouts import Group, Rollouts, rollout_generator
-from llmrec.training.spread import has_spread
 
 REPLACEMENTS = ("none", "replay", "next", "replay_next")
 Row = Mapping[str, Any]
@@ -109,7 +108,7 @@ class HardPrompts:
     Args:
         settings: what is done.
         rollouts: finds candidates.
-        weights: ``(parts,)`` of the rewards.
+        has_spread: ``(prompts,)`` whether rewards ``(prompts, G, parts)`` differ within each group.
         encode: token ids of the prompts of rows.
         score: rewards ``(prompts, G, parts)`` of rows and their candidates, NaN for none; without collectives.
         next_rows: ``(count, attempt, step)`` to further rows of the data, for ``replace: next``; equal arguments give
@@ -126,7 +125,7 @@ class HardPrompts:
         settings: HardPromptSettings,
         rollouts: Rollouts,
         *,
-        weights: Sequence[float],
+        has_spread: Callable[[Tensor], Tensor],
         encode: Callable[[Sequence[Row]], list[list[int]]],
         score: Callable[[Sequence[Row], Group], Tensor],
         next_rows: Callable[[int, int, int], Sequence[Row]] | None = None,
@@ -135,7 +134,7 @@ class HardPrompts:
     ) -> None:
         if "next" in settings.replace and next_rows is None:
             raise InputError(f"hard_prompts: replace {settings.replace}: there is no source of further prompts")
-        self.settings, self.rollouts, self.weights = settings, rollouts, list(weights)
+        self.settings, self.rollouts, self._has_spread = settings, rollouts, has_spread
         self._encode, self._score, self._next_rows = encode, score, next_rows
         self._seed, self._process = seed, process
         self.near_misses = NearMisses(settings.replay_size)
@@ -195,13 +194,13 @@ class HardPrompts:
         return group, self._score(rows, group).float().cpu()
 
     def _without_spread(self, rewards: Tensor) -> list[int]:
-        return (~has_spread(rewards, self.weights)).nonzero().flatten().tolist()
+        return (~self._has_spread(rewards)).nonzero().flatten().tolist()
 
     def _put(
         self, group: Group, rewards: Tensor, flat: list[int], better: Group, theirs: Tensor
     ) -> tuple[Group, Tensor, list[int]]:
         """Put the groups that have spread where there was none; return what is still without."""
-        spread = has_spread(theirs, self.weights)
+        spread = self._has_spread(theirs)
         helped = spread.nonzero().flatten().tolist()
         places = [flat[place] for place in helped]
         rewards = rewards.clone()

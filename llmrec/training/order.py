@@ -104,9 +104,11 @@ def rows_of_step(sampler: Sampler[int], step: int, *, batch: int) -> list[int]:
     return rows
 
 
-def with_idle_row(rows: Dataset) -> Dataset:
-    """Return training rows with one more at the end: two tokens long, without labels."""
+def with_idle_rows(rows: Dataset, count: int = 1) -> Dataset:
+    """Return rows with some more at the end: two tokens long, without labels."""
+    if not count:
+        return rows
     first: dict[str, Any] = rows[0]
     idle = {name: value[:2] if isinstance(value, list) else value for name, value in first.items()}
     idle["labels"] = [IGNORED] * len(idle["labels"])
-    return concatenate_datasets([rows, Dataset.from_list([idle], features=rows.features)])
+    return concatenate_datasets([rows, Dataset.from_list([idle] * count, features=rows.features)])

@@ -216,16 +216,23 @@ def prompt_rows(inputs: RecipeInputs, arguments: RLArguments, vocab: SIDVocab, *
         seed: of the sample.
 
     Returns:
-        Columns ``prompt`` (text), ``target`` (item row), ``history`` (item rows, oldest first) and ``user_row``.
+        A row a training target that is not retired: ``prompt`` (text), ``target`` (item row), ``history`` (item rows,
+        oldest first) and ``user_row``.
 
     Raises:
-        InputError: no training row, or a target outside the SID table.
+        InputError: no training row, none whose target is not retired, or a target outside the SID table.
     """
     rows = list(inputs.splits.train)
     if arguments.targets == "last":
         rows = list({row.user: row for row in rows}.values())
     if not rows:
         raise InputError(f"dataset: {arguments.dataset} has no training target; users need 2 training items or more")
+    if vocab.retired.any():  # no search finds those
+        rows = [row for row in rows if row.target >= len(vocab) or not vocab.retired[row.target]]
+        if not rows:
+            raise InputError(
+                f"dataset: all training targets of {arguments.dataset} are retired items of the SID table"
+            )
     if arguments.prompts is not None and arguments.prompts < len(rows):
         chosen = np.random.default_rng(seed).permutation(len(rows))[: arguments.prompts]
         rows = [rows[place] for place in sorted(chosen.tolist())]

@@ -1,6 +1,7 @@
 """The reference of a policy: the bundle that it started from, or another one, frozen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from llmrec.errors import InputError
 from llmrec.hub.bundle import fetch_bundle, load_bundle
 from llmrec.hub.info import INFO_FILE, read_info
-from llmrec.training.policy import Policy, Start
+from llmrec.training.policy import Policy, Start, disable_dropout
 from llmrec.training.rl_config import RLArguments
 from llmrec.training.sid_rows import multiply_few_rows
 
@@ -91,20 +92,28 @@ def add_reference(model: PeftModel) -> None:
         model: the policy, before it has trained.
     """
     active = cast(str, model.active_adapter)
-    model.add_adapter(REFERENCE, model.peft_config["default"])
-    multiply_few_rows(model)
+    with same_parameters_train(model):
+        model.add_adapter(REFERENCE, model.peft_config["default"])
+        multiply_few_rows(model)
+        model.set_adapter(active)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
             if "default" in name.split("."):
                 copy = parameters[".".join(REFERENCE if part == "default" else part for part in name.split("."))]
                 copy.data = parameter.data.clone()  # with its dtype
-    model.set_adapter(active)
-    freeze_reference(model)
-
-
-def freeze_reference(model: nn.Module) -> None:
-    """Keep the reference's adapter out of training; PEFT lets adapters train when they are chosen."""
-    for name, parameter in model.named_parameters():
+    for name, module in model.named_modules():
         if REFERENCE in name.split("."):
-            parameter.requires_grad_(False)
+            disable_dropout(module)  # TRL asks the reference while the policy is in training mode
+
+
+@contextmanager
+def same_parameters_train(model: nn.Module) -> Iterator[None]:
+    """Let what trains in a model be the same afterwards, and nothing that is new; PEFT lets chosen adapters train."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            if parameter.requires_grad != (id(parameter) in trained):
+                parameter.requires_grad_(id(parameter) in trained)

@@ -58,6 +58,7 @@ def rl_identity(arguments: RLArguments, training: Any, start: Start) -> dict[str
         "sid_hash": inputs.table.hash,
         "start": start_weights(start),
         "method": start.method,
+        "dtype": start.info.get("dtype") if arguments.dtype is None else arguments.dtype,
         "base_model": start.base_model,
         "reference": arguments.reference,
         **_settings(arguments),

@@ -24,10 +24,11 @@ class RLMeter:
         names: of the rewards.
         weights: of the rewards.
         items: size of the catalogue.
+        by_part: as `has_spread` takes it.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float], *, items: int) -> None:
-        self.names, self.weights, self.items = list(names), list(weights), items
+    def __init__(self, names: Sequence[str], weights: Sequence[float], *, items: int, by_part: bool = False) -> None:
+        self.names, self.weights, self.items, self.by_part = list(names), list(weights), items, by_part
         self._forget()
 
     def _forget(self) -> None:
@@ -56,7 +57,7 @@ class RLMeter:
         sums["found"] += int(hits.sum())
         sums["places"] += int(group.target_places[hits].sum())
         sums["added"] += int(group.added.sum())
-        sums["flat"] += int((~has_spread(rewards, self.weights)).sum())
+        sums["flat"] += int((~has_spread(rewards, self.weights, by_part=self.by_part)).sum())
         sums["groups"] += len(group)
         sums["tokens"] += prompt_tokens + int((group.token_ids >= 0).sum())
         given = ~rewards.isnan()
@@ -147,13 +148,14 @@ class RLMeter:
         return logs | {name: sums[name] / sums["asked"] for name in COUNTS[1:]}
 
 
-def named_for(logs: Mapping[str, Any], *, is_sample: bool) -> dict[str, Any]:
+def named_for(logs: Mapping[str, Any]) -> dict[str, Any]:
     """Return TRL's logs without those of end tokens, and with KL by its right name.
+
+    Candidates are distinct, found by a search or drawn without replacement, and weigh the same: the mean of TRL's KL
+    term over them estimates no divergence, and stands as ``kl_penalty``.
 
     Args:
         logs: of a step or an evaluation.
-        is_sample: whether candidates are drawn from the policy; else the mean of TRL's KL term over them estimates
-            no divergence, and stands as ``kl_penalty``.
     """
     found = {}
     for name, value in logs.items():
@@ -161,5 +163,5 @@ def named_for(logs: Mapping[str, Any], *, is_sample: bool) -> dict[str, Any]:
         bare = name.removeprefix(prefix)
         if bare in OF_TRL:
             continue
-        found[f"{prefix}kl_penalty" if bare == "kl" and not is_sample else name] = value
+        found[f"{prefix}kl_penalty" if bare == "kl" else name] = value
     return found

@@ -104,11 +104,6 @@ class Rollouts:
             return self._stated
         return ("allowed", self.temperature) if self.kind == "sample" else (self.score, 1.0)
 
-    @property
-    def is_sample(self) -> bool:
-        """Whether candidates are drawn from the policy; where they are not, KL on them is a penalty, no estimate."""
-        return self.kind == "sample" and not self.add_ground_truth
-
     def describe(self) -> dict[str, Any]:
         """Return what the manifest and the log say of the rollouts."""
         score, temperature = self.distribution
@@ -120,7 +115,6 @@ class Rollouts:
             "log_probs": {"softmax": score, "temperature": temperature},
             "add_ground_truth": self.add_ground_truth,
             "exclude_seen": self.exclude_seen,
-            "kl": "estimate" if self.is_sample else "penalty",
         }
 
     def drawn(self, temperature: float) -> Self:

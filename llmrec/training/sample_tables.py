@@ -58,9 +58,9 @@ class SampleTables:
         self.vocab, self.titles, self.every = vocab, titles, every
         self.prompts, self.candidates, self.history = prompts, candidates, history
 
-    def due(self, step: int) -> bool:
-        """Return whether a table is to be written at a step."""
-        return self.every > 0 and step % self.every == 0
+    def due(self, step: int, *, since: int) -> bool:
+        """Return whether a table is to be written at a step: one was due after step ``since``, where it last could."""
+        return self.every > 0 and step // self.every > since // self.every
 
     def write(
         self,

@@ -21,11 +21,11 @@ class SpreadWatch:
     Args:
         stop_after: generation steps in a row without any spread; 0 never stops.
         names: of the rewards.
-        weights: of the rewards.
+        has_spread: `has_spread` with the run's weights.
     """
 
-    def __init__(self, stop_after: int, names: Sequence[str], weights: Sequence[float]) -> None:
-        self.stop_after, self.names, self.weights = stop_after, list(names), list(weights)
+    def __init__(self, stop_after: int, names: Sequence[str], has_spread: Callable[[Tensor], Tensor]) -> None:
+        self.stop_after, self.names, self._has_spread = stop_after, list(names), has_spread
         self.steps = 0
 
     def see(self, rewards: Tensor) -> None:
@@ -37,7 +37,7 @@ class SpreadWatch:
         Raises:
             NoSpread: it is the last that is waited for.
         """
-        self.steps = 0 if bool(has_spread(rewards, self.weights).any()) else self.steps + 1
+        self.steps = 0 if bool(self._has_spread(rewards).any()) else self.steps + 1
         if not self.stop_after or self.steps < self.stop_after:
             return
         means = rewards.flatten(0, 1).nanmean(dim=0).tolist()
@@ -59,21 +59,25 @@ class SpreadWatch:
         self.steps = int(state.get("steps", 0))
 
 
-def has_spread(rewards: Tensor, weights: Sequence[float]) -> Tensor:
+def has_spread(rewards: Tensor, weights: Sequence[float], *, by_part: bool = False) -> Tensor:
     """Return whether the weighted sum of rewards differs between the candidates of each group.
 
     Args:
         rewards: ``(groups, G, parts)``, NaN where a reward gave none; a candidate without any does not count.
         weights: ``(parts,)``.
+        by_part: whether one weighted part that differs is enough, for advantages that scale each part before they are
+            summed (``multi_objective_aggregation: normalize_then_sum``): sums that are equal may hide it.
 
     Returns:
         ``(groups,)`` bool.
     """
-    total = (rewards * torch.as_tensor(weights, dtype=rewards.dtype, device=rewards.device)).nansum(dim=-1)
-    gone = rewards.isnan().all(dim=-1)
-    highest = total.masked_fill(gone, -torch.inf).amax(dim=1)
-    lowest = total.masked_fill(gone, torch.inf).amin(dim=1)
-    return highest - lowest > SAME
+    weighted = rewards * torch.as_tensor(weights, dtype=rewards.dtype, device=rewards.device)
+    gone = rewards.isnan()
+    if not by_part:
+        weighted, gone = weighted.nansum(dim=-1, keepdim=True), gone.all(dim=-1, keepdim=True)
+    highest = weighted.masked_fill(gone, -torch.inf).amax(dim=1)
+    lowest = weighted.masked_fill(gone, torch.inf).amin(dim=1)
+    return (highest - lowest > SAME).any(dim=-1)
 
 
 def loss_weights(keep: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ from llmrec.training.memory import (
     heaviest_batch,
     out_of_memory,
 )
-from llmrec.training.order import IGNORED, EpochOrder, WholeRounds, rows_of_step, with_idle_row
+from llmrec.training.order import IGNORED, EpochOrder, WholeRounds, rows_of_step, with_idle_rows
 from llmrec.training.run_folder import check_resume
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class SteadyTrainer(Trainer):
         if self.args.world_size == 1 or not isinstance(rows, Dataset):
             return super().get_train_dataloader()
         _ = self.order  # made from the rows alone, before the idle one joins them
-        self.train_dataset = with_idle_row(rows)
+        self.train_dataset = with_idle_rows(rows)
         try:
             return super().get_train_dataloader()
         finally:

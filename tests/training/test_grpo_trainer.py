@@ -173,6 +173,35 @@ def test_a_reference_adapter_holds_the_sid_rows_and_is_not_saved(make_trainer, t
     assert not (tmp_path / "saved" / "ref").exists()
 
 
+def test_a_reference_has_no_dropout(make_trainer) -> None:
+    trainer = make_trainer("full", recipe={"method": "lora", "lora_dropout": 0.5}, beta=0.1, max_steps=1)
+    rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates <= {0.0}
+    trainer.train()
+    assert logged(trainer)[0]["kl_penalty"] == pytest.approx(0.0, abs=1e-7)
+
+    kept = make_trainer(
+        "full", recipe={"method": "lora", "lora_dropout": 0.5}, beta=0.1, disable_dropout=False, out="kept"
+    )
+    rates = {
+        "ref" if "ref" in name.split(".") else "policy": module.p
+        for name, module in kept.model.named_modules()
+        if isinstance(module, torch.nn.Dropout) and "lora_dropout" in name
+    }
+    assert rates == {"ref": 0.0, "policy": 0.5}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_new_rows_alone_train_beside_a_reference(make_trainer, beta: float) -> None:
+    trainer = make_trainer("new_rows", beta=beta, max_steps=3, learning_rate=1e-2)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)}
+    trained = {name for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert changed == trained
+    assert {name.split(".")[-2] for name in changed} == {"trainable_tokens_delta"}
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_groups_stay_whole_in_micro_batches(make_trainer, steps: int) -> None:
     batches = one_batch(make_trainer(steps_per_generation=steps, per_device_train_batch_size=8 // steps))
@@ -296,10 +325,17 @@ def test_losses_of_ours_train(make_trainer, name: str) -> None:
     assert any(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("loss", [None, PolicyLoss()])
-def test_groups_left_out_count_for_nothing(make_trainer, loss: PolicyLoss | None) -> None:
-    """The loss of two groups, one without spread, is that of the other alone."""
-    trainer = make_trainer(recipe={"hard_prompts": {"skip": True}, "policy_loss": "grpo"}, beta=0.1, loss=loss)
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        *((name, None) for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "luspo")),
+        ("grpo", PolicyLoss()),
+    ],
+)
+def test_groups_left_out_count_for_nothing(make_trainer, name: str, loss: PolicyLoss | None) -> None:
+    """The loss of two groups, one without spread, is that of the other alone, with a KL term and an entropy bonus."""
+    recipe = {"hard_prompts": {"skip": True}, "policy_loss": name}
+    trainer = make_trainer(recipe=recipe, beta=0.1, loss=loss, entropy_coef=0.5)
     batch = one_batch(trainer)[0]
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -312,6 +348,7 @@ def test_groups_left_out_count_for_nothing(make_trainer, loss: PolicyLoss | None
         for name, value in batch.items()
         if name not in ("tool_mask", "scale", "num_items_in_batch")
     }
+    alone["num_items_in_batch"] = alone["completion_mask"].sum()
     assert whole == pytest.approx(float(trainer.compute_loss(trainer.model, alone)), abs=1e-6)
 
 
@@ -370,12 +407,12 @@ def test_gradient_checkpointing_and_accumulation_change_nothing(make_trainer) ->
     assert found[2] == pytest.approx(found[0], abs=1e-5)
 
 
-def test_kl_of_draws_is_an_estimate_and_bfloat16_trains(make_trainer) -> None:
+def test_kl_on_draws_is_a_penalty_too_and_bfloat16_trains(make_trainer) -> None:
     trainer = make_trainer(recipe={"rollouts": "sample", "softmax": "allowed"}, beta=0.1, bf16=True)
     trainer.train()
     first = logged(trainer)[0]
-    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert "kl_penalty" not in first
+    assert first["kl_penalty"] == pytest.approx(0.0, abs=1e-6)
+    assert "kl" not in first
     assert first["outside_mass"] == 0.0
     assert {value.dtype for value in trainer.model.parameters()} == {torch.float32}
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,13 @@ class Scene:
         parsed = HardPromptSettings.parse(settings)
         rollouts = Rollouts("beam", G, trie=SIDTrie.from_vocab(vocab), vocab=vocab, look_beyond=parsed.look_beyond)
         self.hard = HardPrompts(
-            parsed, rollouts, weights=[1.0, 2.0], encode=self.encode, score=self.score, next_rows=further, seed=5
+            parsed,
+            rollouts,
+            has_spread=partial(has_spread, weights=[1.0, 2.0]),
+            encode=self.encode,
+            score=self.score,
+            next_rows=further,
+            seed=5,
         )
 
     def encode(self, rows) -> list[list[int]]:
@@ -176,14 +183,17 @@ def test_spread_is_that_of_the_weighted_sum_and_of_what_was_scored():
         ]
     )
     assert has_spread(rewards, [1.0, 2.0]).tolist() == [False, True, False, False, True, False]
+    # each part by itself: the first two differ in theirs, the others have one value a part
+    assert has_spread(rewards, [1.0, 2.0], by_part=True).tolist() == [True, True, False, False, False, False]
 
 
 def test_rewards_that_never_differ_stop_the_run():
     flat, spread = torch.tensor([[[0.25, 0.0]] * 3] * 2), torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]] * 2)
-    watch = SpreadWatch(3, ["exact_match", "novelty"], [1.0, 1.0])
+    spread_of = partial(has_spread, weights=[1.0, 1.0])
+    watch = SpreadWatch(3, ["exact_match", "novelty"], spread_of)
     for rewards in (flat, flat, spread, flat, flat):
         watch.see(rewards)
-    again = SpreadWatch(3, ["exact_match", "novelty"], [1.0, 1.0])
+    again = SpreadWatch(3, ["exact_match", "novelty"], spread_of)
     again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
     with pytest.raises(
         NoSpread,
@@ -191,7 +201,7 @@ def test_rewards_that_never_differ_stop_the_run():
         r"means: exact_match 0.25, novelty 0\).*raise num_generations.*add_ground_truth: true.*stop_after: 0",
     ):
         again.see(flat)
-    never = SpreadWatch(0, ["exact_match", "novelty"], [1.0, 1.0])
+    never = SpreadWatch(0, ["exact_match", "novelty"], spread_of)
     for _ in range(10):
         never.see(flat)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.errors import InputError
-from llmrec.training.order import EpochOrder, WholeRounds, rows_of_step, with_idle_row
+from llmrec.training.order import EpochOrder, WholeRounds, rows_of_step, with_idle_rows
 
 
 def in_epoch(order: EpochOrder, epoch: int) -> list[int]:
@@ -84,7 +84,7 @@ def test_the_idle_row_has_no_label() -> None:
             {"input_ids": [4, 5], "labels": [4, 5], "task": 0},
         ]
     )
-    found = with_idle_row(rows)
+    found = with_idle_rows(rows)
     assert len(found) == 3
     assert found[2] == {"input_ids": [1, 2], "labels": [-100, -100], "task": 1}
     assert found[1] == rows[1]

@@ -142,6 +142,20 @@ def test_rank_grpo_credits_what_follows_in_a_beam_list_when_asked():
     torch.testing.assert_close(found, torch.tensor([[gain / 2, gain / 2, -gain / 2, -gain / 2]]))
 
 
+@pytest.mark.parametrize("baseline", ["group", "rank"])
+@pytest.mark.parametrize("credit", ["own", "rest"])
+@pytest.mark.parametrize("reward", [0.7, 0.1, 1e6 / 3])
+def test_rank_grpo_learns_nothing_from_equal_rewards(credit: str, baseline: str, reward: float):
+    loss = RankGRPO(credit=credit, baseline=baseline)
+    ranks = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(seed)) for seed in range(7)])
+    assert not loss.advantages(torch.full((7, 16), reward), ranks=ranks).any()
+    rewards = torch.full((7, 16), reward)
+    rewards[3, 5] += 1.0
+    found = loss.advantages(rewards, ranks=ranks)
+    assert found[3].any()
+    assert baseline == "rank" or not found[:3].any()
+
+
 def test_srpo_by_hand():
     # One success of four, two draws: p = 1 - C(3,2) / C(4,2) = 1/2, root 1/2. The success has 1, a miss
     # (1/2 - C(2,1) / C(3,1)) / (1/2) = -1/3. GRPO's part: 3/4 and -1/4 over 1/2.

@@ -125,5 +125,4 @@ def test_what_was_drawn_gets_an_estimate_of_kl_and_beams_a_penalty():
     logs = {"kl": 0.1, "loss": 1.0, "eval_kl": 0.2, "completions/clipped_ratio": 1.0, "completions/mean_length": 3.0,
             "eval_completions/max_terminated_length": 0.0}  # fmt: skip
     kept = {"loss": 1.0, "completions/mean_length": 3.0}
-    assert named_for(logs, is_sample=True) == {**kept, "kl": 0.1, "eval_kl": 0.2}
-    assert named_for(logs, is_sample=False) == {**kept, "kl_penalty": 0.1, "eval_kl_penalty": 0.2}
+    assert named_for(logs) == {**kept, "kl_penalty": 0.1, "eval_kl_penalty": 0.2}

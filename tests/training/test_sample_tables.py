@@ -96,7 +96,9 @@ def test_items_without_titles_show_their_ids_and_long_titles_are_cut(vocab: SIDV
 
 def test_when_a_table_is_due(vocab: SIDVocab, tmp_path: Path):
     tables = SampleTables(tmp_path, vocab=vocab, titles=None, every=50)
-    assert [step for step in range(120) if tables.due(step)] == [0, 50, 100]
-    assert not SampleTables(tmp_path, vocab=vocab, titles=None, every=0).due(0)
+    assert [step for step in range(120) if tables.due(step, since=step - 1)] == [0, 50, 100]
+    # candidates are drawn every third step
+    assert [step for step in range(0, 120, 3) if tables.due(step, since=step - 3)] == [0, 51, 102]
+    assert not SampleTables(tmp_path, vocab=vocab, titles=None, every=0).due(0, since=-1)
     with pytest.raises(InputError, match="samples: prompts 0: at least 1"):
         SampleTables(tmp_path, vocab=vocab, titles=None, prompts=0)
