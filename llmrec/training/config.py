@@ -36,7 +36,7 @@ NOT_FOLLOWED = (
     ("pad_token", "rows are made with the tokenizer's own tokens"),
 )
 """Settings of TRL that would be passed over, and what says the same here."""
-TASK_METRICS = ("ndcg@10", "prefix_accuracy@1", "exact", "chrf", "accuracy", "rmse")
+TASK_METRICS = ("ndcg@10", "prefix_accuracy@1", "exact", "chrf_mean", "chrf", "accuracy", "rmse")
 """Metrics of a task that are logged beside its main one."""
 
 

@@ -285,6 +285,8 @@ def test_two_processes_train_as_one(bundle, flags, tmp_path: Path, method: str) 
         logs = history(tmp_path / str(processes) / "run", 8)
         found.append([entry["loss"] for entry in logs if "loss" in entry])
         found[-1] += [entry["rewards/margins"] for entry in logs if "loss" in entry]
-    assert len(found[0]) == 16
+        measured = [entry for entry in logs if "eval_loss" in entry]
+        found[-1] += [entry[name] for entry in measured for name in ("eval_loss", "eval_rewards/margins")]
+    assert len(found[0]) == 16 + 2 * len(measured) > 16
     assert len(set(found[0])) > 12
     assert found[1] == pytest.approx(found[0], abs=1e-4)

@@ -64,7 +64,6 @@ def test_a_run_writes_a_bundle(flags, tmp_path: Path) -> None:
     assert (info["stage"], info["method"], info["start"]["method"]) == ("grpo", "full", "full")
     assert info["softmax"] == {"kind": "full", "temperature": 1.0}
     assert info["rollouts"]["kind"] == "beam"
-    assert info["rollouts"]["kl"] == "penalty"
     assert info["settings"]["rewards"] == {"exact_match": 1.0, "prefix_match": {"weight": 0.5}}
     assert info["training"]["beta"] == 0.05
     assert info["best"]["metric"] == "ndcg@10"
@@ -149,7 +148,21 @@ def test_weights_on_the_way_from_the_start(flags, bundle: Path, tmp_path: Path) 
         ({"top_k": 5}, "top_k: 5; it is not followed here, since candidates come from the constrained search"),
         ({"loss_type": "grpo"}, "loss_type: 'grpo'; it is not followed here, since policy_loss names the loss"),
         ({"policy_loss": "ppo"}, "policy_loss: unknown loss 'ppo'"),
-        ({"policy_loss": "ecpo", "use_adaptive_entropy": True}, "policy_loss: ecpo has no top_entropy_quantile"),
+        (
+            {"policy_loss": "ecpo", "use_adaptive_entropy": True},
+            "use_adaptive_entropy: True with policy_loss: ecpo, which does not read it; leave it out, and set what",
+        ),
+        ({"policy_loss": "ecpo", "epsilon": 0.1}, "epsilon: 0.1 with policy_loss: ecpo, which does not read it"),
+        ({"policy_loss": "srpo", "delta": 1.5}, "delta: 1.5 with policy_loss: srpo, which does not read it"),
+        ({"policy_loss": "rank_grpo", "scale_rewards": "none"}, "scale_rewards: 'none' with policy_loss: rank_grpo"),
+        (
+            {"policy_loss": "bnpo", "hard_prompts": '{"skip": true}'},
+            "policy_loss: bnpo divides by the tokens of a micro-batch, .* take dapo",
+        ),
+        (
+            {"steps_per_generation": 4, "save_steps": 4, "max_steps": 6},
+            r"max_steps: 6; candidates are drawn every 4 steps .*: set max_steps to 4 or 8",
+        ),
         ({"policy_loss": "srpo"}, "policy_loss srpo: k 4 draws of a group of 4; k is below num_generations"),
         ({"rollouts": "greedy"}, "rollouts: 'greedy'; choose one of beam, sample, mixed"),
         ({"temperature": 0}, "temperature: 0.0; above 0"),

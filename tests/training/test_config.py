@@ -156,6 +156,7 @@ TASKED = "eval_tasks: true\ntasks: {next_item: 1.0, title_to_sid: 1.0, rating: 1
         (TASKED, "rating_rmse", False),
         (TASKED, "rating_accuracy", True),
         (TASKED, "eval_title_to_sid_recall@10", True),
+        (TASKED, "title_to_sid_chrf_mean", True),
     ],
 )
 def test_the_better_way_of_a_metric_is_known(config, text: str, metric: str, more: bool) -> None:

@@ -127,6 +127,21 @@ def test_the_reference_is_the_start(start, encoded, tokenizer, vocab, tmp_path: 
     assert list(getattr(trainer.model, "peft_config", {"default": None})) == ["default"]
 
 
+@pytest.mark.parametrize("kind", ["t5", "lora", "new_rows"])
+def test_nothing_is_dropped_and_what_was_frozen_is(
+    start, encoded, tokenizer, vocab, tmp_path: Path, kind: str
+) -> None:
+    model = start(kind)
+    assert kind != "t5" or model.config.dropout_rate > 0
+    before = weights_of(model).keys()
+    trainer = trainer_of(model, encoded(preferences()), tokenizer, vocab, tmp_path, loss_type=["sigmoid"])
+    assert weights_of(trainer.model).keys() == before
+    batch = PreferenceCollator(tokenizer.pad_token_id)(list(trainer.train_dataset)[:6])
+    model.train()
+    with torch.no_grad():
+        assert float(trainer.compute_loss(model, batch)) == pytest.approx(math.log(2), abs=2e-6)
+
+
 def test_a_step_is_logged(start, encoded, tokenizer, vocab, tmp_path: Path) -> None:
     trainer = trainer_of(start("lora"), encoded(preferences()), tokenizer, vocab, tmp_path)
     trainer.train()

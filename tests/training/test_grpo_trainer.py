@@ -1,5 +1,6 @@
 """GRPO on TRL's trainer: groups stay whole, references are right, a run goes on bit by bit, and TRL's own loss."""
 
+import math
 import shutil
 import types
 from collections.abc import Callable
@@ -424,6 +425,42 @@ def test_old_log_probabilities_stay_those_of_the_draw(make_trainer) -> None:
     assert clipped[0] == clipped[2] == 0.0
     assert clipped[1] > 0.0
     assert trainer.generation == 2
+
+
+def test_the_last_checkpoint_of_epochs_is_on_a_boundary(make_trainer, tmp_path: Path) -> None:
+    """A fourth of an epoch ends where the second of four micro-batches of a generation is learned from."""
+    settings = {
+        "max_steps": -1, "num_train_epochs": 0.25, "steps_per_generation": 4, "per_device_train_batch_size": 4,
+        "recipe": {"prompts": 40},
+    }  # fmt: skip
+    saving = make_trainer(save_strategy="steps", save_steps=4, **settings)
+    steps = math.ceil(0.25 * len(saving.get_train_dataloader()))
+    assert steps % 4
+    with pytest.raises(InputError, match=f"max_steps: {steps}; candidates are drawn every 4 steps"):
+        saving.train()
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    unsaved = make_trainer(out="unsaved", **settings)
+    unsaved.train()
+    assert unsaved.state.global_step == steps
+
+
+def test_ratios_of_cispo_are_cut_from_far_above(make_trainer) -> None:
+    assert make_trainer(recipe={"policy_loss": "cispo"}).epsilon_high == 5.0
+    assert make_trainer(recipe={"policy_loss": "cispo"}, epsilon_high=2.0).epsilon_high == 2.0
+    assert make_trainer(recipe={"policy_loss": "grpo"}).epsilon_high == 0.2
+
+
+def test_parts_that_hide_one_another_teach_where_each_is_scaled(make_trainer) -> None:
+    """The weighted sums of the second group are all 1, and its parts are not."""
+    parts = torch.zeros(2, G, 2)  # weights 1 and 1/2
+    parts[1, 0, 0], parts[1, 1:, 1] = 1.0, 2.0
+    found = []
+    for aggregation in ("sum_then_normalize", "normalize_then_sum"):
+        trainer = make_trainer(recipe={"policy_loss": "grpo"}, multi_objective_aggregation=aggregation)
+        trainer.hard_prompts._score = lambda rows, group: parts[: len(rows)]
+        advantages = torch.cat([batch["advantages"] for batch in one_batch(trainer)]).view(-1, G)
+        found.append(sorted(bool(group.any()) for group in advantages))
+    assert found == [[False, False], [False, True]]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from llmrec.decoding.recommender import LLMRecommender
 from llmrec.errors import InputError
 from llmrec.hub import load_bundle, save_bundle
 from llmrec.sids.table import SIDTable
+from llmrec.training.grpo_config import GRPORecipeConfig
 from llmrec.training.policy import Policy, load_policy, prompt_rows, read_start, rows_to_prompts
 from llmrec.training.reference_policy import load_reference
 from llmrec.training.rl_config import RLArguments
+from llmrec.training.rl_finish import rl_identity
 from tests.rl_kit import write_adapter, write_bundle
 
 
@@ -111,6 +113,30 @@ def test_prompts_are_of_training_targets(arguments, dataset: DatasetFolder) -> N
     few = [prompt_rows(start.inputs, arguments(prompts=7), policy.vocab, seed=seed)["prompt"] for seed in (0, 0, 1)]
     assert len(few[0]) == 7
     assert few[0] == few[1] != few[2]
+
+
+def test_retired_targets_are_no_prompts(arguments, dataset: DatasetFolder) -> None:
+    given = arguments()
+    start = read_start(given)
+    vocab = load_policy(given, start).vocab
+    whole = prompt_rows(start.inputs, given, vocab, seed=0)
+    gone = whole["target"][0]
+    vocab.retired = np.arange(len(vocab)) == gone
+    assert prompt_rows(start.inputs, given, vocab, seed=0)["target"] == [
+        target for target in whole["target"] if target != gone
+    ]
+    vocab.retired = np.ones(len(vocab), dtype=bool)
+    with pytest.raises(InputError, match=f"all training targets of {given.dataset} are retired items"):
+        prompt_rows(start.inputs, given, vocab, seed=0)
+
+
+def test_a_run_of_another_dtype_does_not_go_on(arguments, tmp_path: Path) -> None:
+    training = GRPORecipeConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
+    start = read_start(arguments())
+    same, other = (rl_identity(arguments(dtype=dtype), training, start) for dtype in (None, "bfloat16"))
+    assert start.info["dtype"] == "float32"
+    assert same == rl_identity(arguments(dtype="float32"), training, start)
+    assert {name for name in same if same[name] != other[name]} == {"dtype"}
 
 
 def test_a_target_outside_the_sid_table_is_refused(vocab) -> None:
