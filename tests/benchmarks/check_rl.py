@@ -4,9 +4,10 @@
 
 For each seed: supervised training on the demo's data until Recall@1 on validation first reaches half of the ceiling's;
 from that checkpoint, on the same training rows, GRPO with an exact match as its reward, S-DPO, and supervised training
-again for as many seconds as GRPO took, the control that says what reinforcement learning itself is worth. All are then
-read on test, scored over the legal tokens (``allowed``), as both are trained. ``gap`` is the share of the way from the
-start's Recall@1 to the ceiling's. Seeds that --out has already are kept, so that a check that was cut off goes on.
+again for as many seconds as GRPO took (within 5 %), the control that says what reinforcement learning itself is worth.
+All are then read on test, scored over the legal tokens (``allowed``), as both are trained. ``gap`` is the share of the
+way from the start's Recall@1 to the ceiling's. Seeds that --out has already are kept, so that a check that was cut off
+goes on.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ METHODS = {
 KS = ("1", "5", "10")
 LOOK_EVERY = 20
 SCORE = "allowed"
+CLOSE = 0.05
+"""How far, as a share, the control's seconds may be from GRPO's."""
+TRIES = 4
 
 
 def run(*command: str, log: Path) -> float:
@@ -123,13 +127,16 @@ def check_seed(seed: int, work: Path, *, ceiling: Mapping[str, float], epochs: f
             log=here / f"{name}.log",
         )  # fmt: skip
     # The schedule of the first training had not come down yet: this one starts where it stood and comes down
-    steps = math.ceil(took["grpo"] * last / seconds)
     folders["sft_again"] = here / "sft_again"
-    took["sft_again"] = run(
-        *train, "--start_from", str(start), "--output_dir", str(folders["sft_again"]), "--max_steps", str(steps),
-        "--eval_strategy", "steps", "--eval_steps", str(max(steps // 5, 1)), "--save_strategy", "steps",
-        "--save_steps", str(max(steps // 5, 1)), log=here / "sft_again.log",
-    )  # fmt: skip
+
+    def again(steps: int) -> float:
+        return run(
+            *train, "--start_from", str(start), "--output_dir", str(folders["sft_again"]), "--max_steps", str(steps),
+            "--eval_strategy", "steps", "--eval_steps", str(max(steps // 5, 1)), "--save_strategy", "steps",
+            "--save_steps", str(max(steps // 5, 1)), log=here / "sft_again.log",
+        )  # fmt: skip
+
+    steps, took["sft_again"] = run_for(took["grpo"], again, first=math.ceil(took["grpo"] * last / seconds))
     found: dict[str, Any] = {}
     for name, folder in folders.items():
         results = here / f"{name}.json"
@@ -142,7 +149,28 @@ def check_seed(seed: int, work: Path, *, ceiling: Mapping[str, float], epochs: f
     gap = ceiling["recall@1"] - found["start"]["recall@1"]
     for row in found.values():
         row["gap"] = (row["recall@1"] - found["start"]["recall@1"]) / gap
-    return {"start_step": int(start.name[11:]), "systems": found}
+    return {"start_step": int(start.name[11:]), "steps_again": steps, "systems": found}
+
+
+def run_for(wanted: float, train: Callable[[int], float], *, first: int) -> tuple[int, float]:
+    """Train for about as many seconds as are wanted, anew with more or fewer steps until that is met.
+
+    Args:
+        wanted: seconds, of which a start takes its part however few steps follow.
+        train: takes steps and returns seconds.
+        first: steps that are tried first.
+
+    Returns:
+        Steps and seconds of the last training: within `CLOSE` of what is wanted, or of the `TRIES`-th.
+    """
+    tried = [(first, train(first))]
+    while len(tried) < TRIES and abs(tried[-1][1] / wanted - 1) > CLOSE:
+        steps, took = tried[-1]
+        other_steps, other = tried[-2] if len(tried) > 1 else (0, 0.0)
+        if (took - other) * (steps - other_steps) > 0:
+            steps += round((wanted - took) * (steps - other_steps) / (took - other))
+        tried.append((max(steps, 1), train(max(steps, 1))))
+    return tried[-1]
 
 
 def _metrics(file: Path) -> dict[str, float]:

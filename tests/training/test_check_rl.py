@@ -57,6 +57,24 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return asked
 
 
+@pytest.mark.parametrize(("wanted", "first"), [(34.0, 60), (34.0, 400), (12.0, 60), (34.0, 165)])
+def test_a_control_takes_as_long(wanted: float, first: int) -> None:
+    asked: list[int] = []
+
+    def train(steps: int) -> float:
+        asked.append(steps)
+        return 10.0 + 0.15 * steps
+
+    steps, seconds = check["run_for"](wanted, train, first=first)
+    assert asked[-1] == steps
+    assert seconds == train(steps) == pytest.approx(wanted, rel=0.05)
+    assert len(asked) <= 4 + 1
+
+
+def test_a_training_that_is_never_as_short_ends() -> None:
+    assert check["run_for"](5.0, lambda steps: 10.0, first=60)[1] == 10.0
+
+
 def test_shares_of_the_gap_and_going_on(tmp_path: Path, commands: list[list[str]]) -> None:
     flags = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "demo.json"), "--seeds"]
     (tmp_path / "work" / "seed-0").mkdir(parents=True)
