@@ -193,10 +193,18 @@ def test_the_file_s_docstring_names_configs() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one(flags, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ({"method": "lora", "beta": 0.1}, "adapter_model.safetensors"),
+        ({"policy_loss": "dapo", "hard_prompts": '{"skip": true}'}, "model.safetensors"),
+        ({"policy_loss": "ecpo", "hard_prompts": '{"skip": true}'}, "model.safetensors"),
+    ],
+)
+def test_two_processes_learn_as_one(flags, tmp_path: Path, own: dict[str, Any], file: str) -> None:
     settings = {
         "max_steps": 3, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
-        "metric_for_best_model": "ndcg@10", "beta": 0.1, "method": "lora", "steps_per_generation": 1,
+        "metric_for_best_model": "ndcg@10", "steps_per_generation": 1, **own,
     }  # fmt: skip
     for processes in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -205,7 +213,7 @@ def test_two_processes_learn_as_one(flags, tmp_path: Path) -> None:
         )  # fmt: skip
         command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "recipes" / "grpo.py"), *given]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    one, two = (load_file(tmp_path / f"of-{count}" / "adapter_model.safetensors") for count in (1, 2))
+    one, two = (load_file(tmp_path / f"of-{count}" / file) for count in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=1e-5), name

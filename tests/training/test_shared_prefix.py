@@ -175,6 +175,20 @@ def test_a_prompt_is_read_once_and_the_head_where_it_predicts(trie: SIDTrie, mon
     assert products == [3 + 5 + 6 + 3]
 
 
+def test_t5_encodes_a_prompt_once(trie: SIDTrie) -> None:
+    """Three groups of three: three rows of the longest prompt's 7 tokens, one decoder row a group."""
+    model = build("t5", GroupSoftmax("full"))
+    encoded, decoded = [], []
+    for part, shapes in ((model.encoder, encoded), (model.decoder, decoded)):
+        part.register_forward_hook(
+            lambda module, args, given, output, shapes=shapes: shapes.append(tuple(output[0].shape[:2])),
+            with_kwargs=True,
+        )
+    group_log_probs(model, PROMPTS, GROUPS, pad_token_id=0)
+    assert encoded == [(3, 7)]
+    assert [rows for rows, _ in decoded] == [3]
+
+
 @pytest.mark.parametrize("shape", ["qwen3", "t5"])
 def test_batches_paddings_and_groups_change_nothing(trie: SIDTrie, shape: str) -> None:
     model = build(shape, GroupSoftmax("full", trie=trie), dtype=torch.float32)
