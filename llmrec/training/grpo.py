@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
@@ -115,22 +114,18 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GroupLossTrainer):
         add_group_forward(_base(policy.model), softmax)
         self._set_reference(beta, reference, softmax)
         weights = list(rewards.weights)
-        self._has_spread = functools.partial(has_spread, weights=weights, by_part=args.by_part)
+        spread_of = functools.partial(has_spread, weights=weights, by_part=args.by_part)
         self.hard_prompts = HardPrompts(
-            hard_prompts or HardPromptSettings(), rollouts, has_spread=self._has_spread, encode=self.encode,
+            hard_prompts or HardPromptSettings(), rollouts, has_spread=spread_of, encode=self.encode,
             score=self._score, next_rows=self._next_rows, seed=args.seed, process=args.process_index,
         )  # fmt: skip
-        self.watch = SpreadWatch(self.hard_prompts.settings.stop_after, rewards.names, self._has_spread)
-        self.meter = RLMeter(rewards.names, weights, items=len(policy.vocab), by_part=args.by_part)
+        self.watch = SpreadWatch(self.hard_prompts.settings.stop_after, rewards.names, spread_of)
+        self.meter = RLMeter(rewards.names, weights, items=len(policy.vocab))
         self.generation = 0
         self._collected: Collected | None = None
         self._encoded: dict[str, list[int]] = {}
         self._text = functools.cache(policy.vocab.tokens)
-        self._guard = FiniteGuard(
-            any_process=self._any_process,
-            describe_step=self._describe_step,
-            scaled=getattr(self.accelerator, "scaler", None) is not None,
-        )
+        self._guard = FiniteGuard(self.accelerator, describe_step=self._describe_step)
         self.add_callback(self._guard)
         self._order = cast(PromptOrder, self._get_train_sampler())
         self.add_callback(_Epochs(self))
@@ -154,9 +149,6 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GroupLossTrainer):
             self.ref_model = prepare_fsdp(reference, self.accelerator)
         else:
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-
-    def _any_process(self, flag: bool) -> bool:
-        return flag if self.args.world_size == 1 else any(gather_object([flag]))
 
     def _describe_step(self, step: int) -> str:
         rewards = (
@@ -262,7 +254,7 @@ class RecommenderGRPOTrainer(StartKeptTrainer, BundleTrainer, GroupLossTrainer):
             batch = super()._generate_and_score_completions([row for row in collected.rows for _ in range(size)])
         batch["ranks"] = collected.group.ranks.flatten().to(batch["advantages"].device)
         # A constant reward such as 0.7 is no float, so its distance from the mean is rounding, which TRL scales up.
-        flat = ~self._has_spread(collected.rewards)
+        flat = ~collected.spread
         batch["advantages"].view(len(flat), size)[flat.to(batch["advantages"].device)] = 0.0
         if self._policy_loss is not None:
             advantages = own_advantages(

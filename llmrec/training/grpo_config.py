@@ -18,6 +18,7 @@ from llmrec.training.rollouts import KINDS
 _SEARCH = "candidates come from the constrained search that rollouts names"
 _LENGTH = "a completion is the SID of an item"
 _VLLM = "candidates come from the constrained search in this process"
+TRL_DEFAULTS = {entry.name: entry.default for entry in fields(GRPOConfig)}
 OF_TRL_LOSSES = (
     "epsilon", "epsilon_high", "delta", "scale_rewards", "multi_objective_aggregation", "top_entropy_quantile",
     "use_adaptive_entropy", "off_policy_mask_threshold",
@@ -159,10 +160,9 @@ class GRPORecipeConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         settle_training(self, smaller_batch=SMALLER_BATCH)
-        defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
         for name, why in NOT_FOLLOWED:
             value = getattr(self, name, None)
-            if name in defaults and value != defaults[name]:
+            if name in TRL_DEFAULTS and value != TRL_DEFAULTS[name]:
                 raise InputError(f"{name}: {value!r}; it is not followed here, since {why}; leave it out")
         if not self.temperature > 0:
             raise InputError(f"temperature: {self.temperature}; above 0, and 1 changes nothing")
@@ -235,8 +235,7 @@ class GRPORecipeConfig(GRPOConfig):
 
     def _refuse_what_is_trl_s(self, loss: str) -> None:
         """Raise `InputError` for settings of TRL's losses that one of ours would pass over."""
-        defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
-        given = [name for name in OF_TRL_LOSSES if getattr(self, name) != defaults[name]]
+        given = [name for name in OF_TRL_LOSSES if getattr(self, name) != TRL_DEFAULTS[name]]
         if given:
             raise InputError(
                 f"{given[0]}: {getattr(self, given[0])!r} with policy_loss: {loss}, which does not read it; leave it "

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,21 +23,25 @@ class NotFinite(InputError):
     """Loss, gradient or weights became NaN or infinite; no checkpoint holds them."""
 
 
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Return whether the flag is set on any process; all of them ask at the same point."""
+    return flag if accelerator.num_processes == 1 else any(gather_object([flag]))
+
+
 class FiniteGuard(TrainerCallback):
     """Stops a run before an optimiser step whose loss or gradient is not finite, and before bad weights are saved.
 
     The optimiser step is not taken and nothing is saved, so that the last checkpoint on disk is a good one.
 
     Args:
-        any_process: returns whether a flag is set on any process; every process calls it at the same points.
+        accelerator: of the run. Where its gradient scaler (fp16) runs, infinite gradients are met on purpose and their
+            steps skipped.
         describe_step: says which rows a step has trained on.
-        scaled: whether a gradient scaler (fp16) runs: it meets infinite gradients on purpose and skips their steps.
     """
 
-    def __init__(
-        self, *, any_process: Callable[[bool], bool], describe_step: Callable[[int], str], scaled: bool = False
-    ) -> None:
-        self._any_process, self._describe_step, self._scaled = any_process, describe_step, scaled
+    def __init__(self, accelerator: Accelerator, *, describe_step: Callable[[int], str]) -> None:
+        self._accelerator, self._describe_step = accelerator, describe_step
+        self._scaled = getattr(accelerator, "scaler", None) is not None
         self._losses: Tensor | None = None
 
     def watch(self, loss: Tensor) -> None:
@@ -60,7 +66,7 @@ class FiniteGuard(TrainerCallback):
         largest = None if self._scaled else _largest_gradient(kwargs["model"])
         bad_loss = loss is not None and not math.isfinite(loss)
         bad_gradient = largest is not None and not math.isfinite(largest)
-        if self._any_process(bad_loss or bad_gradient):
+        if any_process(bad_loss or bad_gradient, self._accelerator):
             what = f"the loss is {loss}" if bad_loss else f"the loss is {loss}, the largest gradient {largest}"
             raise NotFinite(self._message(what, args, state))
 
@@ -75,7 +81,7 @@ class FiniteGuard(TrainerCallback):
         Raises:
             NotFinite: a weight is not finite.
         """
-        if self._any_process(not _finite_weights(model)):
+        if any_process(not _finite_weights(model), self._accelerator):
             raise NotFinite(self._message("a weight is not finite after the step", args, state, done=1))
 
     def _message(self, what: str, args: TrainingArguments, state: TrainerState, *, done: int = 0) -> str:

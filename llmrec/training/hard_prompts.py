@@ -86,6 +86,7 @@ class Collected:
         rows: the training rows, one a prompt; some may have been replaced.
         group: their candidates.
         rewards: ``(prompts, G, parts)`` float32 on the CPU, NaN where a reward gave none.
+        spread: ``(prompts,)`` bool, whether rewards differ within a prompt's group.
         keep: ``(prompts,)`` bool, whether a prompt counts in the loss.
         counts: how many prompts were ``asked``, had no spread at first (``no_spread``), got some by another draw
             (``resampled``), gave their place to another prompt (``replaced``), and are left out (``skipped``).
@@ -95,6 +96,7 @@ class Collected:
     rows: list[dict[str, Any]]
     group: Group
     rewards: Tensor
+    spread: Tensor
     keep: Tensor
     counts: Mapping[str, int]
     first_hits: Tensor = field(repr=False)
@@ -178,11 +180,11 @@ class HardPrompts:
             rewards[served] = theirs[order]
             flat = flat[len(order) :]
         counts["replaced"] = left - len(flat)
-        keep = torch.ones(len(asked), dtype=torch.bool)
-        if self.settings.skip:
-            keep[flat] = False
-            counts["skipped"] = len(flat)
-        return Collected(asked, group, rewards, keep, counts, first_hits)
+        spread = torch.ones(len(asked), dtype=torch.bool)
+        spread[flat] = False
+        keep = spread if self.settings.skip else torch.ones_like(spread)
+        counts["skipped"] = int((~keep).sum())
+        return Collected(asked, group, rewards, spread, keep, counts, first_hits)
 
     def _ask(
         self, rollouts: Rollouts, model: PreTrainedModel | PeftModel, rows: Sequence[Row], generator: torch.Generator

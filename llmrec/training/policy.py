@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -24,6 +23,7 @@ from llmrec.hub.info import ADAPTER_CONFIG_FILE, read_info
 from llmrec.sids.table import SIDTable
 from llmrec.tasks.prompt import PromptForm, history_text
 from llmrec.training.adapters import attach_adapter, let_trl_read_wrapped_heads
+from llmrec.training.chosen_rows import choose_rows
 from llmrec.training.held_out import check_protocol
 from llmrec.training.inputs import RecipeInputs
 from llmrec.training.model import QUANTIZATION
@@ -222,21 +222,15 @@ def prompt_rows(inputs: RecipeInputs, arguments: RLArguments, vocab: SIDVocab, *
     Raises:
         InputError: no training row, none whose target is not retired, or a target outside the SID table.
     """
-    rows = list(inputs.splits.train)
-    if arguments.targets == "last":
-        rows = list({row.user: row for row in rows}.values())
+    rows = inputs.splits.train
     if not rows:
         raise InputError(f"dataset: {arguments.dataset} has no training target; users need 2 training items or more")
-    if vocab.retired.any():  # no search finds those
-        rows = [row for row in rows if row.target >= len(vocab) or not vocab.retired[row.target]]
-        if not rows:
-            raise InputError(
-                f"dataset: all training targets of {arguments.dataset} are retired items of the SID table"
-            )
-    if arguments.prompts is not None and arguments.prompts < len(rows):
-        chosen = np.random.default_rng(seed).permutation(len(rows))[: arguments.prompts]
-        rows = [rows[place] for place in sorted(chosen.tolist())]
-    return rows_to_prompts(rows, vocab, max_history=inputs.form.max_history)
+    kept, _ = choose_rows(
+        rows, prompts=arguments.prompts or 0, seed=seed, targets=arguments.targets, retired=vocab.retired
+    )
+    if not len(kept):
+        raise InputError(f"dataset: all training targets of {arguments.dataset} are retired items of the SID table")
+    return rows_to_prompts([rows[place] for place in kept.tolist()], vocab, max_history=inputs.form.max_history)
 
 
 def rows_to_prompts(rows: list[History], vocab: SIDVocab, *, max_history: int) -> Dataset:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from llmrec.training.hard_prompts import Collected
-from llmrec.training.spread import has_spread
 
 COUNTS = ("asked", "no_spread", "resampled", "replaced", "skipped")
 OF_TRL = (
@@ -24,11 +23,10 @@ class RLMeter:
         names: of the rewards.
         weights: of the rewards.
         items: size of the catalogue.
-        by_part: as `has_spread` takes it.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float], *, items: int, by_part: bool = False) -> None:
-        self.names, self.weights, self.items, self.by_part = list(names), list(weights), items, by_part
+    def __init__(self, names: Sequence[str], weights: Sequence[float], *, items: int) -> None:
+        self.names, self.weights, self.items = list(names), list(weights), items
         self._forget()
 
     def _forget(self) -> None:
@@ -57,7 +55,7 @@ class RLMeter:
         sums["found"] += int(hits.sum())
         sums["places"] += int(group.target_places[hits].sum())
         sums["added"] += int(group.added.sum())
-        sums["flat"] += int((~has_spread(rewards, self.weights, by_part=self.by_part)).sum())
+        sums["flat"] += int((~collected.spread).sum())
         sums["groups"] += len(group)
         sums["tokens"] += prompt_tokens + int((group.token_ids >= 0).sum())
         given = ~rewards.isnan()

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pyarrow.compute as pc
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from transformers.trainer_utils import TrainOutput
 from llmrec.artifacts import read_json
 from llmrec.errors import InputError
 from llmrec.hub.info import INFO_FILE
-from llmrec.training.guard import FiniteGuard, describe_rows
+from llmrec.training.guard import FiniteGuard, any_process, describe_rows
 from llmrec.training.memory import (
     LESS_MEMORY,
     BatchSizes,
@@ -79,11 +79,7 @@ class SteadyTrainer(Trainer):
         self._phase = "between"
         self._first_step = 0
         self._resumed: str | None = None
-        self._guard = FiniteGuard(
-            any_process=self.any_process,
-            describe_step=self._describe_step,
-            scaled=getattr(self.accelerator, "scaler", None) is not None,
-        )
+        self._guard = FiniteGuard(self.accelerator, describe_step=self._describe_step)
         self.add_callback(self._guard)
         self.add_callback(_Steps(self))
         check_resume(self.args.resume_from_checkpoint, self._manifest)
@@ -168,9 +164,7 @@ class SteadyTrainer(Trainer):
 
     def any_process(self, flag: bool) -> bool:
         """Return whether the flag is set on any process; all of them ask at the same point."""
-        if self.args.world_size == 1:
-            return flag
-        return any(gather_object([flag]))
+        return any_process(flag, self.accelerator)
 
     def _describe_step(self, step: int) -> str:
         rows = rows_of_step(self.order, step, batch=self.global_batch)

@@ -81,6 +81,7 @@ def test_a_prompt_is_asked_again_until_its_rewards_differ(scene: Callable):
     assert stage.asked == [[1, HOPELESS, HIT_WHEN_DRAWN], [HOPELESS, HIT_WHEN_DRAWN], [HOPELESS], [HOPELESS]]
     assert found.counts == {"asked": 3, "no_spread": 2, "resampled": 1, "replaced": 0, "skipped": 0}
     assert has_spread(found.rewards, [1.0, 2.0]).tolist() == [True, False, True]
+    assert found.spread.tolist() == [True, False, True]
     beams = stage.hard.rollouts(stage.model, stage.encode(found.rows))
     same = (beams.leaves == found.group.leaves).all(dim=1).tolist()
     assert same == [True, True, False]  # the drawn group stands where it was of use, and there alone

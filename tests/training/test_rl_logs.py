@@ -31,6 +31,7 @@ def batches() -> list[Collected]:
         rewards=torch.tensor(
             [[[0.0, 0.2], [1.0, 0.4]], [[0.0, NONE], [1.0, NONE]], [[NONE, NONE], [0.0, 0.6]]]
         ),
+        spread=torch.tensor([True, True, False]),
         keep=torch.tensor([True, True, False]),
         counts={"asked": 3, "no_spread": 2, "resampled": 0, "replaced": 1, "skipped": 1},
         first_hits=torch.tensor([True, False, False]),
@@ -39,6 +40,7 @@ def batches() -> list[Collected]:
         rows=[{}],
         group=group([[1, 0]], [0], [False]),
         rewards=torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]),
+        spread=torch.tensor([True]),
         keep=torch.tensor([True]),
         counts={"asked": 1, "no_spread": 0, "resampled": 0, "replaced": 0, "skipped": 0},
         first_hits=torch.tensor([True]),
@@ -121,7 +123,7 @@ def test_means_over_tokens_that_count():
     assert meter.read(alone) == pytest.approx({"kl": 0.75})
 
 
-def test_what_was_drawn_gets_an_estimate_of_kl_and_beams_a_penalty():
+def test_kl_over_candidates_is_a_penalty():
     logs = {"kl": 0.1, "loss": 1.0, "eval_kl": 0.2, "completions/clipped_ratio": 1.0, "completions/mean_length": 3.0,
             "eval_completions/max_terminated_length": 0.0}  # fmt: skip
     kept = {"loss": 1.0, "completions/mean_length": 3.0}

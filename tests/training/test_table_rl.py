@@ -43,7 +43,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, commands: list[list[s
                     "exclude_seen": seen,
                     "metrics": {key: value + gain + (0.1 if seen else 0.0) for key, value in METRICS.items()},
                 }
-                for seen, suffix in ((False, ""), (True, " (seen left out)"))
+                for seen, suffix in ((False, ""), (True, " (seen excluded)"))
             ]
             other = {"name": "popularity", "exclude_seen": False, "metrics": METRICS}
             path = Path(told["--output"])
@@ -84,8 +84,11 @@ def test_starts_and_what_is_trained_from_them_are_read_alike(
     assert [(told["--model"][-1], told["--seed"]) for told in training] == [("0", "0"), ("1", "1")]
     asked = [command for command in commands if command[0] == "recipes/evaluate.py"]
     ignored = ("--model", "--name", "--output")
-    alike = {tuple(pair for pair in itertools.pairwise(command[1:]) if pair[0] not in ignored) for command in asked}
-    assert len({tuple(pair for pair in pairs if pair[0].startswith("--")) for pairs in alike}) == 1
+    flags = [
+        [(flag, value) for flag, value in itertools.pairwise(command) if flag[:2] == "--" and flag not in ignored]
+        for command in asked
+    ]
+    assert flags == [flags[0]] * 4
     # only what was trained is a row of the results
     assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == [
         "grpo_some_exact.json", "grpo_some_exact_seed1.json",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmrec.errors import InputError
 from llmrec.training.policy_losses.base import SPREAD, PolicyLoss, group_advantages
-from llmrec.training.spread import SAME
+from llmrec.training.spread import has_spread
 
 CREDITS = ("own", "rest")
 BASELINES = ("group", "rank")
@@ -84,14 +84,15 @@ class RankGRPO(PolicyLoss):
         if self.baseline == "group":
             by_place = group_advantages(returns, scale=self.scale)
             # What comes later in a list is less, however its items do: without spread there is nothing to learn.
-            by_place = by_place.masked_fill(_flat(rewards, dim=1), 0.0)
+            by_place[~has_spread(rewards[..., None], [1.0])] = 0.0
         else:
             if len(rewards) < 2:
                 raise InputError(
                     f"policy_loss {self.name}: baseline rank compares the groups of a batch, and there is one; raise "
                     "per_device_train_batch_size or gradient_accumulation_steps, or take baseline: group"
                 )
-            by_place = (returns - returns.mean(dim=0)).masked_fill(_flat(returns, dim=0), 0.0)
+            by_place = returns - returns.mean(dim=0)
+            by_place[:, ~has_spread(returns.T[..., None], [1.0])] = 0.0  # where all have one, the mean is rounded
             if self.scale:
                 # One deviation for all: at places that rarely hit, one hit would otherwise outweigh the batch.
                 by_place = by_place / (by_place.pow(2).mean().sqrt() + SPREAD)
@@ -114,8 +115,3 @@ class RankGRPO(PolicyLoss):
             return rewards
         places = torch.arange(rewards.shape[-1], device=rewards.device, dtype=rewards.dtype)
         return (rewards / torch.log2(places + 2)).flip(-1).cumsum(-1).flip(-1)
-
-
-def _flat(values: Tensor, *, dim: int) -> Tensor:
-    """Return whether values are the same along a dimension, but for the rounding that scaling would show."""
-    return values.amax(dim=dim, keepdim=True) - values.amin(dim=dim, keepdim=True) <= SAME

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmrec.data.splits import History
 from llmrec.errors import InputError
+from llmrec.training.chosen_rows import choose_rows
 
 logger = logging.getLogger(__name__)
 
@@ -69,34 +70,24 @@ def choose_questions(
     targets: str = "all",
     retired: np.ndarray | None = None,
 ) -> Questions:
-    """Draw training rows, different ones for each ``start`` until all were drawn once.
-
-    All rows are put into one seeded order; a call takes ``prompts`` of them from place ``start``, and begins anew at
-    the end. They come back in the order of the data.
+    """Return the rows that `choose_rows` draws, in the order of the data.
 
     Args:
         rows: all training rows.
-        prompts: how many; 0, or more than there are, takes all.
-        seed: of the order.
-        start: how many rows were taken before.
-        targets: ``all``, or ``last`` for the last row of each user alone.
-        retired: ``(items,)`` bool: rows with such a target are left out, for no search can find them.
+        prompts: as `choose_rows`.
+        seed: as `choose_rows`.
+        start: as `choose_rows`.
+        targets: as `choose_rows`.
+        retired: as `choose_rows`.
 
     Raises:
         InputError: no row is left, or a negative number.
     """
     if prompts < 0 or start < 0:
         raise InputError(f"prompts: {prompts}; 0 takes all training rows, another number so many")
-    last = {row.user: place for place, row in enumerate(rows)}
-    kept = np.arange(len(rows)) if targets == "all" else np.sort(np.fromiter(last.values(), dtype=np.int64))
-    if retired is not None and len(kept):
-        gone = np.asarray(retired)[[rows[place].target for place in kept.tolist()]]
-        kept = kept[~gone]
-        if gone.any():
-            logger.info("%d training rows are left out: their target is retired", int(gone.sum()))
+    kept, gone = choose_rows(rows, prompts=prompts, seed=seed, start=start, targets=targets, retired=retired)
+    if gone:
+        logger.info("%d training rows are left out: their target is retired", gone)
     if not len(kept):
         raise InputError("preferences: there is no training row to make them for; give another dataset or protocol")
-    if 0 < prompts < len(kept):
-        order = np.random.default_rng(seed).permutation(kept)
-        kept = np.sort(np.take(order, np.arange(start, start + prompts), mode="wrap"))
     return Questions.of([rows[place] for place in kept.tolist()], numbers=kept)
